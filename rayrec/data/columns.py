@@ -1,0 +1,73 @@
+"""Every column name and Arrow schema of the prepared data, once.
+
+Item ids are dense and start at 1, so that 0 pads a history; user ids are dense and start at 0. A row's history is not
+stored with the row: it is the first ``seen`` entries of its user's ``liked`` sequence, for whatever length is wanted.
+"""
+
+from typing import Final
+
+import pyarrow as pa
+
+USER_ID: Final = "user_id"
+ITEM_ID: Final = "item_id"
+RATING: Final = "rating"
+LABEL: Final = "label"
+TIMESTAMP: Final = "timestamp"
+ROW: Final = "row"
+SEEN: Final = "seen"
+IS_WARM: Final = "is_warm"
+IS_STRICT_COLD: Final = "is_strict_cold"
+LIKED: Final = "liked"
+SOURCE_ID: Final = "source_id"
+TITLE: Final = "title"
+SCORE: Final = "score"
+TEXT_TOKENS: Final = "text_tokens"
+HYBRID_TOKENS: Final = "hybrid_tokens"
+USER_AT: Final = "user_at"
+ITEM_AT: Final = "item_at"
+
+SPLITS: Final = ("train", "valid", "test")
+
+RAW_SCHEMA: Final = pa.schema(
+    [
+        (USER_ID, pa.string()),
+        (ITEM_ID, pa.string()),
+        (RATING, pa.float32()),
+        (TIMESTAMP, pa.int64()),  # seconds since 1970
+        (ROW, pa.int64()),  # position in the file: breaks ties in time
+    ]
+)
+RAW_ITEM_SCHEMA: Final = pa.schema([(ITEM_ID, pa.string()), (TITLE, pa.string())])
+
+ROWS_SCHEMA: Final = pa.schema(
+    [
+        (USER_ID, pa.int32()),
+        (ITEM_ID, pa.int32()),
+        (RATING, pa.float32()),
+        (LABEL, pa.int8()),  # 1: rating >= threshold
+        (TIMESTAMP, pa.int64()),
+        (SEEN, pa.int32()),  # liked items of this user strictly before this row
+        (IS_WARM, pa.bool_()),  # user and item both have more than `warm_over` training rows
+        (IS_STRICT_COLD, pa.bool_()),  # neither user nor item occurs in training
+    ]
+)
+USERS_SCHEMA: Final = pa.schema([(USER_ID, pa.int32()), (SOURCE_ID, pa.string()), (LIKED, pa.list_(pa.int32()))])
+ITEMS_SCHEMA: Final = pa.schema([(ITEM_ID, pa.int32()), (SOURCE_ID, pa.string()), (TITLE, pa.string())])
+PROMPTS_SCHEMA: Final = pa.schema(
+    [
+        (TEXT_TOKENS, pa.list_(pa.int32())),
+        (HYBRID_TOKENS, pa.list_(pa.int32())),
+        (USER_AT, pa.int32()),  # the user's soft tokens go before this index of HYBRID_TOKENS
+        (ITEM_AT, pa.int32()),
+    ]
+)
+PREDICTIONS_SCHEMA: Final = pa.schema(
+    [
+        (USER_ID, pa.int32()),
+        (ITEM_ID, pa.int32()),
+        (LABEL, pa.int8()),
+        (SCORE, pa.float64()),  # probability of "like"
+        (IS_WARM, pa.bool_()),
+        (IS_STRICT_COLD, pa.bool_()),
+    ]
+)

@@ -1,0 +1,146 @@
+"""The method as a table: which parts a stage trains, what it reads and where it starts; which systems come of it.
+
+Section numbers refer to the SASRecLLM paper: dual-stage training (3.2.1), hierarchical freezing (3.2.2),
+plug-and-play tuning (3.2.3).
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+
+
+class Name(str, Enum):
+    """A string that is one of few; prints as itself (``enum.StrEnum`` needs Python 3.11)."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Part(Name):
+    """A separately trained, saved and loaded piece of the model."""
+
+    ENCODER = "encoder"
+    MAPPER = "mapper"
+    LORA = "lora"
+
+
+class Stream(Name):
+    """What a batch holds."""
+
+    INTERACTIONS = "interactions"  # liked history -> target item
+    TEXT_PROMPTS = "text_prompts"  # titles only
+    HYBRID_PROMPTS = "hybrid_prompts"  # titles and soft tokens
+
+    @property
+    def uses_backbone(self) -> bool:
+        return self is not Stream.INTERACTIONS
+
+
+class Loss(Name):
+    """The training objective of a stage."""
+
+    LABEL_BCE = "label_bce"  # BCE of the row's score against its label
+    NEXT_ITEM = "next_item"  # SASRec's own: one sampled negative at every position
+
+
+class StageName(Name):
+    PRETRAIN_ENCODER = "pretrain_encoder"
+    TUNE_LORA = "tune_lora"
+    TUNE_HYBRID = "tune_hybrid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """One stage; every part that is not in ``trains`` is frozen and in eval mode."""
+
+    trains: frozenset[Part]
+    reads: Stream
+    starts_from: tuple[StageName, ...] = ()
+    losses: tuple[Loss, ...] = (Loss.LABEL_BCE,)
+
+
+STAGES = MappingProxyType(
+    {
+        StageName.PRETRAIN_ENCODER: StageSpec(
+            trains=frozenset({Part.ENCODER}),
+            reads=Stream.INTERACTIONS,
+            losses=(Loss.LABEL_BCE, Loss.NEXT_ITEM),
+        ),
+        StageName.TUNE_LORA: StageSpec(trains=frozenset({Part.LORA}), reads=Stream.TEXT_PROMPTS),
+        StageName.TUNE_HYBRID: StageSpec(
+            trains=frozenset({Part.ENCODER, Part.MAPPER}),
+            reads=Stream.HYBRID_PROMPTS,
+            starts_from=(StageName.PRETRAIN_ENCODER, StageName.TUNE_LORA),
+        ),
+    }
+)
+
+
+class SystemName(Name):
+    BIAS = "bias_floor"
+    ICL = "icl"
+    TALLREC = "tallrec"
+    SASREC = "sasrec"
+    SASRECLLM = "sasrecllm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSpec:
+    """A row of the result table: its parts as trained by ``after`` and that stage's ancestors."""
+
+    title: str
+    parts: frozenset[Part] = frozenset()
+    after: StageName | None = None
+    reads: Stream | None = None  # None: no neural model at all
+
+
+SYSTEMS = MappingProxyType(
+    {
+        SystemName.BIAS: SystemSpec(title="Bias floor"),
+        SystemName.ICL: SystemSpec(title="ICL", reads=Stream.TEXT_PROMPTS),
+        SystemName.TALLREC: SystemSpec(
+            title="TALLRec", parts=frozenset({Part.LORA}), after=StageName.TUNE_LORA, reads=Stream.TEXT_PROMPTS
+        ),
+        SystemName.SASREC: SystemSpec(
+            title="SASRec",
+            parts=frozenset({Part.ENCODER}),
+            after=StageName.PRETRAIN_ENCODER,
+            reads=Stream.INTERACTIONS,
+        ),
+        SystemName.SASRECLLM: SystemSpec(
+            title="SASRecLLM", parts=frozenset(Part), after=StageName.TUNE_HYBRID, reads=Stream.HYBRID_PROMPTS
+        ),
+    }
+)
+
+
+def ancestors(stage: StageName) -> list[StageName]:
+    """The stage and all that it builds on, latest first: the order in which a part's origin is looked up."""
+    order: list[StageName] = []
+    queue = [stage]
+    while queue:
+        name = queue.pop(0)
+        if name not in order:
+            order.append(name)
+            queue += STAGES[name].starts_from
+    return order
+
+
+def inherited(stage: StageName) -> dict[Part, StageName]:
+    """Part -> the latest ancestor that trained it, for the parts that ``stage`` starts from.
+
+    Raises:
+        ValueError: two unrelated ancestors train the same part, so that its origin is ambiguous.
+    """
+    origin: dict[Part, StageName] = {}
+    for parent in STAGES[stage].starts_from:
+        for part, source in (inherited(parent) | dict.fromkeys(STAGES[parent].trains, parent)).items():
+            known = origin.setdefault(part, source)
+            if known != source:
+                raise ValueError(f"{stage} inherits {part} from both {known} and {source}")
+    return origin
+
+
+def origins(after: StageName) -> dict[Part, StageName]:
+    """Part -> the stage whose saved part a system reads once ``after`` has run."""
+    return inherited(after) | dict.fromkeys(STAGES[after].trains, after)
