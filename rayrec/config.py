@@ -185,6 +185,7 @@ class StageConfig(Section):
     valid_rows_per_user: PositiveInt | None = None
     loss: Loss = Loss.LABEL_BCE
     trains: tuple[Part, ...] | None = None  # a subset of the stage's parts, e.g. [mapper]
+    starts_from: Mapping[Part, str] = {}  # folders of saved parts to start from instead of this run's own
 
 
 class PretrainEncoderConfig(StageConfig):

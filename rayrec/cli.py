@@ -1,0 +1,64 @@
+"""What all jobs share: ``--config``, ``--set``, ``--plan``, one line and exit code 2 for bad input."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rayrec.config import Config, load
+from rayrec.errors import InputError
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options that every job takes."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--config", type=Path, metavar="FILE", help="YAML; says only what differs from the defaults")
+    options.add_argument(
+        "--set", action="append", default=[], metavar="dotted.path=value", help="override one key; may be repeated"
+    )
+    options.add_argument("--plan", action="store_true", help="check everything, print what would run, train nothing")
+    return options
+
+
+def configured(options: argparse.Namespace, default: Path) -> Config:
+    """The configuration that the options name; ``default`` where they name none."""
+    return load(options.config or default, options.set)
+
+
+def run(job: Callable[[], None]) -> None:
+    """Run a job and end the process: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    sys.exit(_status(job))
+
+
+def _status(job: Callable[[], None]) -> int:
+    try:
+        job()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get("RAYREC_TRACEBACK"):
+            raise
+        print(f"failed: {error} (RAYREC_TRACEBACK=1 shows where)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def main(description: str, default: Path, act: Callable[[Config], None], arguments: Sequence[str] | None = None) -> None:
+    """A whole job without options of its own: parse, then plan or act."""
+    options = parser(description).parse_args(arguments)
+
+    def job() -> None:
+        config = configured(options, default)
+        if options.plan:
+            from rayrec.planning import print_plan  # noqa: PLC0415  (torch; --help stays quick)
+
+            print_plan(config)
+        else:
+            act(config)
+
+    run(job)

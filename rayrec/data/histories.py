@@ -1,0 +1,137 @@
+"""From raw rows to labelled rows with histories, one table at a time. No ray: Ray Data maps these over its blocks."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayrec.data.columns import (
+    IS_STRICT_COLD,
+    IS_WARM,
+    ITEM_ID,
+    LABEL,
+    LIKED,
+    RATING,
+    ROW,
+    ROWS_SCHEMA,
+    SEEN,
+    SPLITS,
+    TIMESTAMP,
+    USER_ID,
+)
+
+BUCKET: Final = "bucket"  # users that are shuffled together
+
+_ENCODED: Final = pa.schema(
+    [
+        (USER_ID, pa.int32()),
+        (ITEM_ID, pa.int32()),
+        (RATING, pa.float32()),
+        (TIMESTAMP, pa.int64()),
+        (ROW, pa.int64()),
+        (BUCKET, pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Source ids by first appearance: a user's position is the user id, an item's position + 1 the item id."""
+
+    users: pa.Array
+    items: pa.Array
+    buckets: int
+
+
+def encode(block: pa.Table, vocabulary: Vocabulary) -> pa.Table:
+    """A RAW_SCHEMA block with dense ids, less the rows that do not stay.
+
+    A row stays if nothing is missing and both ids stay: an id is in the vocabulary only if some row of it stays, and
+    whether a row stays depends on nothing else.
+    """
+    users = pc.index_in(block[USER_ID], vocabulary.users)
+    items = pc.add(pc.index_in(block[ITEM_ID], vocabulary.items), pa.scalar(1, pa.int32()))
+    buckets = pc.subtract(users, pc.multiply(pc.divide(users, vocabulary.buckets), vocabulary.buckets))
+    columns = [users, items, block[RATING], block[TIMESTAMP], block[ROW], buckets.cast(pa.int32())]
+    return pa.table(columns, schema=_ENCODED).drop_null()
+
+
+def add_histories(bucket: pa.Table, threshold: float) -> pa.Table:
+    """All rows of some users, labelled, in (user, timestamp, ROW) order, without exact repeats.
+
+    SEEN counts the user's liked rows strictly before a row in that order. The first row of each user carries LIKED, the
+    items of all the user's liked rows; on the others it is null.
+    """
+    rows = bucket.drop_columns([BUCKET]).to_pandas().sort_values([USER_ID, TIMESTAMP, ROW])
+    rows = rows.drop_duplicates([USER_ID, ITEM_ID, TIMESTAMP], keep="first")
+    users, items = rows[USER_ID].to_numpy(), rows[ITEM_ID].to_numpy()
+    # In float32 on both sides: 4.1 as float32 is less than 4.1.
+    likes = rows[RATING].to_numpy() >= np.float32(threshold)
+    first = np.append(True, users[1:] != users[:-1])
+    starts = np.flatnonzero(first)
+    before = np.cumsum(likes) - likes  # over all users
+    lengths = np.zeros(len(rows), np.int64)
+    lengths[starts] = np.add.reduceat(likes, starts, dtype=np.int64)
+    rows[LABEL] = likes.astype(np.int8)
+    rows[SEEN] = (before - np.repeat(before[starts], np.diff(np.append(starts, len(rows))))).astype(np.int32)
+    liked = pa.ListArray.from_arrays(
+        pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32)), pa.array(items[likes]), mask=pa.array(~first)
+    )
+    return pa.Table.from_pandas(rows, preserve_index=False).append_column(LIKED, liked)
+
+
+def liked_of_users(block: pa.Table) -> pa.Table:
+    """(USER_ID, LIKED) of the users whose first row is in the block."""
+    return block.select([USER_ID, LIKED]).filter(pc.is_valid(block[LIKED]))
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the training rows say about every user (m entries) and item id (n + 1 entries, the first is padding)."""
+
+    users: npt.NDArray[np.int64]  # training rows
+    items: npt.NDArray[np.int64]
+    warm_over: int
+
+
+def annotate(block: pa.Table, training: Training) -> pa.Table:
+    """The block in ROWS_SCHEMA: warm and strict cold from the training counts."""
+    users, items = training.users[block[USER_ID].to_numpy()], training.items[block[ITEM_ID].to_numpy()]
+    block = block.append_column(IS_WARM, pa.array((users > training.warm_over) & (items > training.warm_over)))
+    block = block.append_column(IS_STRICT_COLD, pa.array((users == 0) & (items == 0)))
+    return block.select(ROWS_SCHEMA.names).cast(ROWS_SCHEMA)
+
+
+def cut(block: pa.Table, times: tuple[int, int]) -> list[tuple[str, pa.Table]]:
+    """(split, rows) of a block ordered by time: valid begins at the first time, test at the second."""
+    inner = np.searchsorted(block[TIMESTAMP].to_numpy(), np.array(times))
+    bounds = [0, *inner.tolist(), len(block)]
+    pieces = (
+        (split, block.slice(low, high - low)) for split, low, high in zip(SPLITS, bounds, bounds[1:], strict=False)
+    )
+    return [(split, piece) for split, piece in pieces if len(piece)]
+
+
+class Tally:
+    """Counts of one split as its rows stream by."""
+
+    def __init__(self, users: int, items: int) -> None:
+        self._counts = dict.fromkeys(("rows", "likes", "warm", "strict_cold"), 0)
+        self._users, self._items = np.zeros(users, bool), np.zeros(items + 1, bool)
+
+    def count(self, rows: pa.Table) -> pa.Table:
+        """``rows`` itself, counted."""
+        self._counts["rows"] += len(rows)
+        for key, column in (("likes", LABEL), ("warm", IS_WARM), ("strict_cold", IS_STRICT_COLD)):
+            self._counts[key] += pc.sum(rows[column]).as_py()
+        self._users[rows[USER_ID].to_numpy()] = True
+        self._items[rows[ITEM_ID].to_numpy()] = True
+        return rows
+
+    def summary(self) -> dict[str, Any]:
+        counts = self._counts
+        seen = {"users": int(self._users.sum()), "items": int(self._items.sum())}
+        return {**counts, **seen, "cold": counts["rows"] - counts["warm"]}

@@ -1,0 +1,98 @@
+"""Prepared rows by id: what one batch needs of a split, for each kind of stream."""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rayrec.data import columns as c
+from rayrec.data.plan import Ids
+from rayrec.data.store import open_table
+from rayrec.stages import Stream
+
+HISTORY = "history"  # column of a fetched table: list<int32>, oldest first
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """One split of a prepared dataset, as one stream reads it. Plain data: it travels to every worker."""
+
+    folder: str  # path or URI of the prepared data
+    split: str
+    stream: Stream
+    max_len: int  # longest history the encoder reads
+
+    def open(self) -> "OpenRows":
+        """The opened split; once per process."""
+        return _open(self)
+
+
+@lru_cache(maxsize=8)
+def _open(source: RowSource) -> "OpenRows":
+    return OpenRows(source)
+
+
+class OpenRows:
+    """Memory-mapped columns of one split."""
+
+    def __init__(self, source: RowSource) -> None:
+        self.source = source
+        self._rows = open_table(f"{source.folder}/{source.split}.parquet")
+        liked = open_table(f"{source.folder}/users.parquet")[c.LIKED].combine_chunks()
+        self._liked_values = liked.values
+        self._liked_starts = liked.offsets.to_numpy()
+        self._prompts: pa.Table | None = None
+        if source.stream.uses_backbone:
+            self._prompts = open_table(f"{source.folder}/prompts/{source.split}.parquet")
+
+    def __len__(self) -> int:
+        return int(self._rows.num_rows)
+
+    @cached_property
+    def user_ids(self) -> NDArray[np.int32]:
+        return self._numpy(c.USER_ID)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int32]:
+        """Sequence length of each row: history items for the encoder, tokens for a prompt."""
+        if self._prompts is None:
+            shown = np.minimum(self._numpy(c.SEEN), self.source.max_len)
+            return shown.astype(np.int32)
+        column = c.HYBRID_TOKENS if self.source.stream is Stream.HYBRID_PROMPTS else c.TEXT_TOKENS
+        lengths: NDArray[np.int32] = pc.list_value_length(self._prompts[column]).to_numpy()
+        return lengths
+
+    def frame(self, ids: Ids) -> pa.Table:
+        """All stored columns of the rows ``ids``, in that order."""
+        return self._rows.take(ids)
+
+    def fetch(self, ids: Ids) -> pa.Table:
+        """The rows ``ids``, in that order, with what this stream reads: history, item, label, prompt."""
+        rows = self._rows.select([c.USER_ID, c.ITEM_ID, c.LABEL, c.SEEN]).take(ids)
+        columns = {
+            c.ROW: pa.array(ids),
+            c.ITEM_ID: rows[c.ITEM_ID].combine_chunks(),
+            c.LABEL: rows[c.LABEL].combine_chunks(),
+            HISTORY: self._history(rows[c.USER_ID].to_numpy(), rows[c.SEEN].to_numpy()),
+        }
+        if self._prompts is not None:
+            wanted = [c.TEXT_TOKENS]
+            if self.source.stream is Stream.HYBRID_PROMPTS:
+                wanted = [c.HYBRID_TOKENS, c.USER_AT, c.ITEM_AT]
+            prompts = self._prompts.select(wanted).take(ids)
+            columns |= {name: prompts[name].combine_chunks() for name in wanted}
+        return pa.table(columns)
+
+    def _history(self, users: NDArray[np.int32], seen: NDArray[np.int32]) -> pa.ListArray:
+        counts = np.minimum(seen, self.source.max_len)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        firsts = self._liked_starts[users] + seen - counts
+        index = np.arange(offsets[-1]) + np.repeat(firsts - offsets[:-1], counts)
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), self._liked_values.take(pa.array(index)))
+
+    def _numpy(self, name: str) -> NDArray[np.int32]:
+        array: NDArray[np.int32] = self._rows[name].to_numpy()
+        return array

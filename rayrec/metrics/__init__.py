@@ -1,0 +1,6 @@
+"""How good scored rows are, and how sure that is: arrays in, numbers out. Knows neither torch nor Ray."""
+
+from rayrec.metrics.pointwise import METRICS
+from rayrec.metrics.significance import SLICES, Difference, Estimate, evaluate, evaluate_slices, paired_difference
+
+__all__ = ["METRICS", "SLICES", "Difference", "Estimate", "evaluate", "evaluate_slices", "paired_difference"]

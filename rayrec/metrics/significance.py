@@ -1,0 +1,251 @@
+"""How sure a number is: bootstrap over users, for all metrics at once.
+
+Rows of one user are not independent, so whole users are drawn, with replacement (the cluster bootstrap). A resample
+is a weight for each user: how often it was drawn. AUC needs the rows, pre-sorted by score; UAUC weights the
+users' own AUCs; everything else is a matrix product with per-user sums. Intervals are 95% percentile intervals:
+Efron & Tibshirani, An Introduction to the Bootstrap (1993), sections 13.3 (interval) and 16.4 (test).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from rayrec.metrics.pointwise import (
+    METRICS,
+    FloatArray,
+    IntArray,
+    auc,
+    from_sums,
+    log_loss,
+    mean_auc,
+    row_log_loss,
+    user_auc,
+    user_sums,
+)
+
+SLICES: Final = ("all", "warm", "cold", "strict_cold")
+_PERCENTILES: Final = (2.5, 97.5)
+_BLOCK: Final = 2**21  # numbers held per block of resamples: 16 MB
+
+
+class Estimate(NamedTuple):
+    """A value and its 95% interval; NaN where undefined (one class only) or, for the interval, with one user only."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """A paired difference, its 95% interval and the two-sided bootstrap p of "no difference"."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ranking:
+    """Rows pre-sorted by score. ``below`` and ``up_to``: of each liked row, the disliked rows scored < and <= it."""
+
+    positive: IntArray  # user index of each liked row
+    negative: IntArray  # user index of each disliked row, lowest score first
+    below: IntArray
+    up_to: IntArray
+
+    @classmethod
+    def of(cls, index: IntArray, label: npt.ArrayLike, score: npt.ArrayLike) -> "_Ranking":
+        liked, scores = np.asarray(label) == 1, np.asarray(score, dtype=np.float64)
+        order = np.argsort(scores, kind="stable")
+        liked, scores, index = liked[order], scores[order], index[order]
+        lower, upper = scores[~liked], scores[liked]
+        return cls(
+            positive=index[liked],
+            negative=index[~liked],
+            below=np.searchsorted(lower, upper, "left"),
+            up_to=np.searchsorted(lower, upper, "right"),
+        )
+
+    def auc(self, weights: FloatArray) -> FloatArray:
+        """AUC under each row of user weights; shape (resamples, users) -> (resamples,). NaN without both classes."""
+        up, down = weights[:, self.positive], weights[:, self.negative]
+        total = np.zeros((len(weights), down.shape[1] + 1))  # total[:, k]: weight of the k lowest disliked rows
+        np.cumsum(down, axis=1, out=total[:, 1:])
+        wins = np.einsum("br,br->b", up, total[:, self.below] + total[:, self.up_to]) / 2
+        pairs = up.sum(axis=1) * total[:, -1]
+        return _quotient(wins, pairs)
+
+
+def evaluate(
+    user_id: npt.ArrayLike,
+    label: npt.ArrayLike,
+    score: npt.ArrayLike,
+    *,
+    cutoff: float = 0.5,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Every metric of ``METRICS`` with its 95% interval over users.
+
+    Args:
+        user_id: the user of each row, any integers; shape (rows,).
+        label: 1 for a like, 0 for a dislike; shape (rows,).
+        score: probability of a like; shape (rows,).
+        cutoff: a score of at least this counts as a like.
+        resamples: bootstrap resamples of users.
+        seed: of the resampling; the same seed gives the same intervals.
+
+    Raises:
+        ValueError: lengths differ, a label is not 0 or 1, or a score is not in [0, 1].
+    """
+    users, labels, scores = _checked(user_id, label, score)
+    names, index = np.unique(users, return_inverse=True)
+    sums, per_user = user_sums(index, labels, scores, cutoff=cutoff), user_auc(users, labels, scores)
+    values = {name: float(value) for name, value in from_sums(sums.sum(axis=0)).items()}
+    values |= {"auc": auc(labels, scores), "uauc": mean_auc(per_user)[0]}
+
+    ranking = _Ranking.of(index, labels, scores)
+    blocks = [
+        {"auc": ranking.auc(weights), "uauc": _weighted_uauc(weights, per_user), **from_sums(weights @ sums)}
+        for weights in _user_weights(len(names), len(index), resamples, seed)
+    ]
+    return {
+        name: Estimate(values[name], *_interval(np.concatenate([np.empty(0), *(block[name] for block in blocks)])))
+        for name in METRICS
+    }
+
+
+def evaluate_slices(
+    frame: pd.DataFrame, *, cutoff: float = 0.5, resamples: int = 1000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """``evaluate`` on all rows and on the warm, cold and strict cold ones, as plain data for JSON (null, never NaN).
+
+    Args:
+        frame: predictions with the columns user_id, label, score, is_warm, is_strict_cold. (Spelled out here: metrics
+            do not import the data layer. A test holds them to its schema.)
+        cutoff: as in ``evaluate``; so are ``resamples`` and ``seed``.
+
+    Returns:
+        slice -> {"counts": {"rows", "users", "positives", "users_with_both_classes"},
+        "metrics": {name: {"value", "low", "high"}}}. An empty slice has counts 0 and null values.
+    """
+    warm = frame["is_warm"].to_numpy(dtype=bool)
+    masks = (np.ones(len(frame), dtype=bool), warm, ~warm, frame["is_strict_cold"].to_numpy(dtype=bool))
+    result: dict[str, dict[str, Any]] = {}
+    for name, mask in zip(SLICES, masks, strict=True):
+        user, label, score = (frame[column].to_numpy()[mask] for column in ("user_id", "label", "score"))
+        estimates = evaluate(user, label, score, cutoff=cutoff, resamples=resamples, seed=seed)
+        result[name] = {
+            "counts": {
+                "rows": int(mask.sum()),
+                "users": len(np.unique(user)),
+                "positives": int(label.sum(dtype=np.int64)),
+                "users_with_both_classes": mean_auc(user_auc(user, label, score))[1],
+            },
+            "metrics": {metric: _plain(estimate) for metric, estimate in estimates.items()},
+        }
+    return result
+
+
+def paired_difference(
+    user_id: npt.ArrayLike,
+    label: npt.ArrayLike,
+    score: npt.ArrayLike,
+    other: npt.ArrayLike,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """``auc``, ``uauc`` and ``log_loss`` of ``score`` minus those of ``other``, over the same rows and resamples.
+
+    p = 2 min((1 + #{d <= 0}) / (1 + n), (1 + #{d >= 0}) / (1 + n)), at most 1, over the n resampled differences d.
+
+    Raises:
+        ValueError: as ``evaluate``.
+    """
+    users, labels, first = _checked(user_id, label, score)
+    second = _checked(user_id, label, other)[2]
+    names, index = np.unique(users, return_inverse=True)
+    order = (_Ranking.of(index, labels, first), _Ranking.of(index, labels, second))
+    user_gap = user_auc(users, labels, first) - user_auc(users, labels, second)
+    loss_gap = np.bincount(index, row_log_loss(labels, first) - row_log_loss(labels, second), minlength=len(names))
+    size = np.bincount(index, minlength=len(names)).astype(np.float64)
+
+    draws: dict[str, list[FloatArray]] = {"auc": [], "uauc": [], "log_loss": []}
+    for weights in _user_weights(len(names), len(index), resamples, seed):
+        draws["auc"].append(order[0].auc(weights) - order[1].auc(weights))
+        draws["uauc"].append(_weighted_uauc(weights, user_gap))
+        draws["log_loss"].append((weights @ loss_gap) / (weights @ size))
+    values = {
+        "auc": auc(labels, first) - auc(labels, second),
+        "uauc": mean_auc(user_gap)[0],
+        "log_loss": log_loss(labels, first) - log_loss(labels, second),
+    }
+    return {name: _difference(values[name], np.concatenate([np.empty(0), *draws[name]])) for name in values}
+
+
+def _checked(
+    user_id: npt.ArrayLike, label: npt.ArrayLike, score: npt.ArrayLike
+) -> tuple[IntArray, IntArray, FloatArray]:
+    users, labels, scores = np.asarray(user_id), np.asarray(label), np.asarray(score, dtype=np.float64)
+    if not len(users) == len(labels) == len(scores):
+        raise ValueError(f"{len(users)} users, {len(labels)} labels and {len(scores)} scores: lengths must be equal")
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError("a label is neither 0 nor 1")
+    outside = ~((scores >= 0) & (scores <= 1))  # also true for NaN
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise ValueError(f"row {row} has score {scores[row]}; scores must be probabilities in [0, 1]")
+    return users.astype(np.int64), labels.astype(np.int64), scores
+
+
+def _user_weights(users: int, rows: int, resamples: int, seed: int) -> Iterator[FloatArray]:
+    """Blocks of shape (some resamples, users): how often each user was drawn. None for fewer than two users."""
+    if users < 2:  # every resample would be the same: an interval of width 0 that means nothing
+        return
+    generator = np.random.default_rng(seed)
+    block = max(1, _BLOCK // rows)
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        drawn = generator.integers(users, size=(size, users)) + users * np.arange(size)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=size * users).reshape(size, users).astype(np.float64)
+
+
+def _weighted_uauc(weights: FloatArray, per_user: FloatArray) -> FloatArray:
+    counts = ~np.isnan(per_user)
+    if counts.sum() < 2:
+        return np.full(len(weights), np.nan)
+    kept = weights[:, counts]
+    return _quotient(kept @ per_user[counts], kept.sum(axis=1))
+
+
+def _quotient(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
+    quotient: FloatArray = np.full(numerator.shape, np.nan)
+    np.divide(numerator, denominator, out=quotient, where=denominator > 0)
+    return quotient
+
+
+def _interval(draws: FloatArray) -> tuple[float, float]:
+    defined = draws[~np.isnan(draws)]  # a resample may lack a class
+    if not len(defined):
+        return float("nan"), float("nan")
+    low, high = np.percentile(defined, _PERCENTILES)
+    return float(low), float(high)
+
+
+def _difference(value: float, draws: FloatArray) -> Difference:
+    defined = draws[~np.isnan(draws)]
+    if not len(defined):
+        return Difference(value, *_interval(draws), float("nan"))
+    tail = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
+    return Difference(value, *_interval(draws), min(1.0, 2 * (1 + tail) / (1 + len(defined))))
+
+
+def _plain(estimate: Estimate) -> dict[str, float | None]:
+    return {key: value if math.isfinite(value) else None for key, value in estimate._asdict().items()}

@@ -1,0 +1,1 @@
+"""Encoder, mapper, backbone and their composition; none of them knows Ray."""

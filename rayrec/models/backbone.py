@@ -1,0 +1,97 @@
+"""The language model: any causal LM of transformers, frozen, with LoRA from peft; read at one position only.
+
+Shapes: B prompts, T tokens, H hidden width.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rayrec.config import LoraConfig
+from rayrec.errors import InputError
+
+
+class Backbone(nn.Module):
+    """Embeddings in, one logit a prompt out: "Yes" against "No" (or "Yes" alone)."""
+
+    def __init__(self, decoder: nn.Module, answer_rows_2H: Tensor, *, yes_only: bool) -> None:
+        """``answer_rows_2H`` are the output head's rows of "Yes" and "No"."""
+        super().__init__()
+        self.decoder = decoder
+        self.yes_only = yes_only
+        # A buffer, not a parameter: it stays fp32 whatever the engine does. Untuned answer scores differ by less than
+        # bf16's rounding, which alone would reorder them.
+        self.register_buffer("answer_rows_2H", answer_rows_2H.float().clone(), persistent=False)
+        self.answer_rows_2H: Tensor
+
+    @property
+    def hidden(self) -> int:
+        return self.answer_rows_2H.shape[1]
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """Token ids (B, T) -> embeddings (B, T, H)."""
+        return self.decoder.get_input_embeddings()(tokens_BT)  # type: ignore[operator,no-any-return]
+
+    def answer(self, embeddings_BTH: Tensor, length_B: Tensor) -> Tensor:
+        """Logit of "Yes" at each prompt's last token, fp32, shape (B,).
+
+        No mask is needed: the padding is on the right, where causal attention never looks. No (B, T, vocabulary)
+        tensor exists either: two rows of the output head at one position are all that is asked for.
+        """
+        states_BTH = self.decoder(inputs_embeds=embeddings_BTH, use_cache=False).last_hidden_state
+        last_BH = states_BTH[torch.arange(len(length_B), device=length_B.device), length_B - 1]
+        yes, no = (last_BH.float() @ self.answer_rows_2H.T).unbind(-1)
+        return yes if self.yes_only else yes - no
+
+    def embedding_spread(self) -> float:
+        """Standard deviation of the token embeddings."""
+        return float(self.decoder.get_input_embeddings().weight.float().std())  # type: ignore[operator]
+
+
+def load_backbone(
+    folder: Path, *, answers: tuple[int, int], yes_only: bool, dtype: torch.dtype, checkpointing: bool = False
+) -> Backbone:
+    """The frozen backbone in ``folder`` (transformers layout); ``answers`` are the token ids of "Yes" and "No".
+
+    Raises:
+        InputError: the folder holds no causal LM that transformers can load.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{folder}: not a causal language model that transformers can load: {error}") from None
+    head = model.get_output_embeddings()
+    rows = head.weight[list(answers)].detach()
+    decoder: Any = model.get_decoder()
+    if checkpointing:
+        decoder.gradient_checkpointing_enable({"use_reentrant": False})  # the reentrant kind needs trained embeddings
+    return Backbone(decoder.requires_grad_(False), rows, yes_only=yes_only)
+
+
+def add_lora(backbone: Backbone, config: LoraConfig) -> None:
+    """Wrap the target projections of ``backbone`` in place.
+
+    Raises:
+        InputError: no module of the backbone bears one of the target names.
+    """
+    adapter = PeftLoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=list(config.targets),
+        bias="none",
+    )
+    names = {name.rpartition(".")[2] for name, _ in backbone.decoder.named_modules()}
+    if missing := sorted(set(config.targets) - names):
+        raise InputError(f"lora.targets: the backbone has no module named {', '.join(missing)}")
+    inject_adapter_in_model(adapter, backbone.decoder)
+
+
+def backbone_shape(folder: Path) -> Any:
+    """The model's own configuration, nothing loaded."""
+    return AutoConfig.from_pretrained(folder, local_files_only=True)

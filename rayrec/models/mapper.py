@@ -1,0 +1,30 @@
+"""The bridge from the encoder's space to the language model's: paper section 3.1.2."""
+
+import torch
+from torch import Tensor, nn
+
+from rayrec.config import MapperConfig
+
+
+class Mapper(nn.Module):
+    """Two-layer MLP, shared by users and items: width -> width x expansion -> ReLU -> K tokens of the LLM's width H."""
+
+    def __init__(self, config: MapperConfig, *, width: int, hidden: int) -> None:
+        super().__init__()
+        self.tokens, self.hidden = config.tokens, hidden
+        self.expand = nn.Linear(width, width * config.expansion)
+        self.project = nn.Linear(width * config.expansion, hidden * config.tokens)
+
+    def forward(self, vectors_BD: Tensor) -> Tensor:
+        """Shape (B, D) -> soft tokens (B, K, H)."""
+        soft = self.project(torch.relu(self.expand(vectors_BD)))
+        return soft.view(-1, self.tokens, self.hidden)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def match_spread(self, vectors_ND: Tensor, std: float) -> None:
+        """Scale the last layer so that the soft tokens of ``vectors`` spread like the LLM's own token embeddings.
+
+        Soft tokens far larger or smaller than words would put the frozen LLM off its ground from the first step on.
+        """
+        self.project.bias.zero_()
+        self.project.weight.mul_(std / self(vectors_ND).std().clamp_min(1e-12))

@@ -1,0 +1,55 @@
+"""Training objectives: a model and a batch in, one scalar out."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rayrec.batch import Batch
+from rayrec.models.sasrecllm import SASRecLLM
+from rayrec.stages import Loss
+
+
+def label_bce(model: SASRecLLM, batch: Batch) -> Tensor:
+    """Binary cross-entropy of each row's logit against its label: equation 14; no sampled negatives."""
+    return F.binary_cross_entropy_with_logits(model(batch), batch.label_B)
+
+
+def next_item(model: SASRecLLM, batch: Batch) -> Tensor:
+    """SASRec's own objective: at every position the next liked item against one uniformly drawn other item.
+
+    The target counts as the last next item where it was liked.
+    """
+    encoder = model.encoder
+    assert encoder is not None
+    states_BLD = encoder.encode(batch.history_BL)
+    liked_B = torch.where(batch.label_B > 0, batch.item_B, 0)
+    next_BL = torch.cat([batch.history_BL[:, 1:], liked_B[:, None]], dim=1)
+    mask_BL = ((next_BL > 0) & (batch.history_BL > 0)).float()
+    # A shift by 1 .. items - 1 never lands on the positive itself.
+    shift_BL = torch.randint(1, max(2, encoder.items), next_BL.shape, device=next_BL.device)
+    other_BL = (next_BL - 1 + shift_BL) % encoder.items + 1
+    positive = (states_BLD * encoder.item_vectors(next_BL)).sum(-1)
+    negative = (states_BLD * encoder.item_vectors(other_BL)).sum(-1)
+    loss_BL = F.softplus(-positive) + F.softplus(negative)
+    return (loss_BL * mask_BL).sum() / mask_BL.sum().clamp_min(1.0)
+
+
+OBJECTIVES: Mapping[Loss, Callable[[SASRecLLM, Batch], Tensor]] = MappingProxyType(
+    {Loss.LABEL_BCE: label_bce, Loss.NEXT_ITEM: next_item}
+)
+
+
+class Objective(nn.Module):
+    """What the engine trains: its forward pass is the loss."""
+
+    def __init__(self, model: SASRecLLM, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = OBJECTIVES[loss]
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Scalar loss of the batch, fp32."""
+        return self.loss(self.model, batch)

@@ -1,0 +1,124 @@
+"""SASRecLLM: encoder, mapper and backbone composed; a stage or a baseline holds only the pieces it needs."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rayrec.batch import Batch
+from rayrec.config import Config
+from rayrec.models.backbone import Backbone, add_lora, load_backbone
+from rayrec.models.mapper import Mapper
+from rayrec.models.sasrec import SASRec
+from rayrec.stages import Part
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class SASRecLLM(nn.Module):
+    """The batch decides the path: no prompt -> the encoder alone; a text prompt -> the backbone; a hybrid one -> all."""
+
+    def __init__(self, encoder: SASRec | None, mapper: Mapper | None, backbone: Backbone | None) -> None:
+        super().__init__()
+        self.encoder, self.mapper, self.backbone = encoder, mapper, backbone
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logit of "like" for each row, fp32, shape (B,)."""
+        if batch.prompt is None:
+            assert self.encoder is not None
+            return self.encoder.score(batch.history_BL, batch.item_B)
+        assert self.backbone is not None
+        embeddings = self.backbone.embed(batch.prompt.tokens_BT)
+        if batch.prompt.soft_at_B2K is not None:
+            rows_B11 = torch.arange(batch.rows, device=embeddings.device)[:, None, None]
+            soft_B2KH = self.soft_tokens(batch).to(embeddings.dtype)
+            embeddings = embeddings.index_put((rows_B11, batch.prompt.soft_at_B2K), soft_B2KH)
+        return self.backbone.answer(embeddings, batch.prompt.length_B)
+
+    def soft_tokens(self, batch: Batch) -> Tensor:
+        """The user's and the target item's soft tokens, shape (B, 2, K, H)."""
+        assert self.encoder is not None and self.mapper is not None
+        user_BD = self.encoder.user_vectors(batch.history_BL)
+        item_BD = self.encoder.item_vectors(batch.item_B)
+        return torch.stack([self.mapper(user_BD), self.mapper(item_BD)], dim=1)
+
+    def parts(self) -> dict[Part, dict[str, nn.Parameter]]:
+        """Part -> name within the part -> parameter. All other parameters are the backbone's own, always frozen."""
+        found: dict[Part, dict[str, nn.Parameter]] = {}
+        if self.encoder is not None:
+            found[Part.ENCODER] = dict(self.encoder.named_parameters())
+        if self.mapper is not None:
+            found[Part.MAPPER] = dict(self.mapper.named_parameters())
+        if self.backbone is not None:
+            lora = {name: p for name, p in self.backbone.decoder.named_parameters() if ".lora_" in name}
+            if lora:
+                found[Part.LORA] = lora
+        return found
+
+    def freeze_all_but(self, trained: Collection[Part]) -> None:
+        """Hierarchical freezing, section 3.2.2: frozen parts lose their gradient, ``set_mode`` puts them in eval."""
+        for part, parameters in self.parts().items():
+            for parameter in parameters.values():
+                parameter.requires_grad_(part in trained)
+
+    def set_mode(self, trained: Collection[Part]) -> None:
+        """Train mode (dropout on) for the trained parts only; ``set_mode(())`` is plain evaluation."""
+        self.eval()
+        if self.encoder is not None:
+            self.encoder.train(Part.ENCODER in trained)
+        if self.backbone is not None:
+            # Gradient checkpointing works in train mode only; the one dropout in a decoder with LoRA is LoRA's.
+            self.backbone.train(bool(trained))
+            for name, module in self.backbone.named_modules():
+                if name.endswith("lora_dropout"):
+                    module.train(Part.LORA in trained)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """What the data and the backbone decide about a model."""
+
+    items: int
+    max_len: int
+    backbone: Path | None = None
+    answers: tuple[int, int] | None = None  # token ids of "Yes" and "No"
+
+
+def build(config: Config, shape: ModelShape, *, parts: Collection[Part], with_backbone: bool) -> SASRecLLM:
+    """A fresh model with ``parts``; seed torch first, since this draws the initial weights."""
+    encoder = SASRec(config.encoder, items=shape.items, max_len=shape.max_len) if Part.ENCODER in parts else None
+    backbone = None
+    if with_backbone:
+        assert shape.backbone is not None and shape.answers is not None
+        backbone = load_backbone(
+            shape.backbone,
+            answers=shape.answers,
+            yes_only=config.backbone.score == "yes",
+            dtype=DTYPES[config.engine.precision],
+            checkpointing=config.engine.gradient_checkpointing,
+        )
+        if Part.LORA in parts:
+            add_lora(backbone, config.lora)
+    mapper = None
+    if Part.MAPPER in parts:
+        assert backbone is not None
+        mapper = Mapper(config.mapper, width=config.encoder.width, hidden=backbone.hidden)
+    return SASRecLLM(encoder, mapper, backbone)
+
+
+def calibrate_mapper(model: SASRecLLM) -> None:
+    """Start a new mapper at the scale of the backbone's words, measured on the encoder's item vectors."""
+    assert model.encoder is not None and model.mapper is not None and model.backbone is not None
+    model.mapper.match_spread(model.encoder.item.weight[1:], model.backbone.embedding_spread())
+
+
+def trainable(model: SASRecLLM, trained: Collection[Part]) -> Mapping[str, nn.Parameter]:
+    """``part.name`` -> parameter for the trained parts, in a fixed order."""
+    return {
+        f"{part}.{name}": parameter
+        for part, parameters in sorted(model.parts().items())
+        if part in trained
+        for name, parameter in parameters.items()
+    }

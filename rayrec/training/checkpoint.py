@@ -1,0 +1,89 @@
+"""Resume: a stage's whole state, free of world size and ZeRO stage, so that it goes on exactly where it was.
+
+``checkpoints/step-NNNNNNNN/``: ``state.safetensors`` (fp32 weights, both Adam moments, the best weights so far: 16
+bytes a trainable parameter) and ``progress.json``. The folder appears in one rename; the newest two are kept.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+import safetensors.torch
+from torch import Tensor
+
+from rayrec import storage
+from rayrec.errors import InputError
+
+_log = logging.getLogger("rayrec")
+STATE, MARK = "state.safetensors", "progress.json"
+KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a stage stands. Nothing random is in it: order and draws are functions of the step."""
+
+    step: int = 0  # optimizer steps taken
+    best: float | None = None  # validation AUC
+    best_step: int = 0
+    stale: int = 0  # evaluations since the best
+    stopped_early: bool = False
+    seconds: float = 0.0  # spent in the loop, all attempts together
+    loss_scale: Mapping[str, float] = field(default_factory=dict)
+
+    def judged(self, value: float) -> "Progress":
+        """Progress after an evaluation; an undefined value (NaN) is never the best."""
+        if self.best is None or value > self.best:
+            return replace(self, best=value, best_step=self.step, stale=0)
+        return replace(self, stale=self.stale + 1)
+
+
+@dataclass(frozen=True)
+class Resumed:
+    progress: Progress
+    state: dict[str, Tensor]
+
+
+def save(stage_folder: str, progress: Progress, state: Mapping[str, Tensor]) -> None:
+    """Publish a checkpoint, then delete all but the newest ones."""
+    folder = storage.join(stage_folder, "checkpoints")
+    content = safetensors.torch.save(dict(state))
+    facts = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "progress": asdict(progress)}
+    mark = json.dumps(facts, indent=2).encode()
+    storage.publish(storage.join(folder, f"step-{progress.step:08d}"), {STATE: content, MARK: mark}, mark=MARK)
+    for name in _complete(folder)[:-KEPT]:
+        storage.delete(storage.join(folder, name))
+
+
+def latest(stage_folder: str) -> Resumed | None:
+    """The newest complete checkpoint; None where the stage has none yet.
+
+    Raises:
+        InputError: it was complete once but is damaged now.
+    """
+    folder = storage.join(stage_folder, "checkpoints")
+    for name in storage.names(folder):
+        if name.endswith(".partial") or not storage.exists(storage.join(folder, name, MARK)):
+            _log.warning("%s: an incomplete checkpoint, left by an interrupted run; skipped", storage.join(folder, name))
+    complete = _complete(folder)
+    if not complete:
+        return None
+    where = storage.join(folder, complete[-1])
+    try:
+        facts = json.loads(storage.read_text(storage.join(where, MARK)))
+        content = storage.read_bytes(storage.join(where, STATE))
+        intact = hashlib.sha256(content).hexdigest() == facts["sha256"]
+    except (OSError, ValueError, KeyError):
+        intact = False
+    if not intact:
+        raise InputError(
+            f"{where}: the checkpoint is damaged or cut short; delete this folder to go on from the one before it"
+        )
+    return Resumed(Progress(**facts["progress"]), safetensors.torch.load(content))
+
+
+def _complete(folder: str) -> list[str]:
+    entries = [n for n in storage.names(folder) if n.startswith("step-") and not n.endswith(".partial")]
+    return [name for name in entries if storage.exists(storage.join(folder, name, MARK))]

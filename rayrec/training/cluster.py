@@ -1,0 +1,73 @@
+"""Ray: connect to the cluster that runs this job, or start an embedded one; check that a run fits into it."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from rayrec.config import ClusterConfig
+from rayrec.errors import InputError
+
+# Embedded only: beside the workers' CPUs, room for the tasks that fetch their data.
+_SPARE_CPUS = 1
+
+
+@contextmanager
+def connected(cluster: ClusterConfig) -> Iterator[None]:
+    """Ray for the block: the address that ``ray job submit`` sets, else a cluster of this machine's cores.
+
+    Raises:
+        InputError: the workers ask for more than the cluster can ever give.
+    """
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # Workers poll each other this often; the default of two seconds is the floor of every epoch.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False, logging_level="ERROR")
+        try:
+            check_fits(cluster, _cluster_limit())
+            yield
+        finally:
+            ray.shutdown()
+        return
+    cores = os.cpu_count() or 1
+    check_fits(cluster, {"CPU": cores, "GPU": _local_gpus()})
+    ray.init(
+        address="local",
+        num_cpus=cores + _SPARE_CPUS,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_fits(cluster: ClusterConfig, limit: dict[str, float]) -> None:
+    """Raises ``InputError`` where the workers need more CPUs or GPUs than ``limit``."""
+    for kind, each in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):
+        there = limit.get(kind, 0)
+        if cluster.workers * each > there:
+            raise InputError(
+                f"cluster.workers: {cluster.workers} workers x {each} {kind} need {cluster.workers * each}, the cluster"
+                f" has {there:g}; set cluster.workers to {max(1, int(there // each))} or start more nodes"
+            )
+
+
+def _cluster_limit() -> dict[str, float]:
+    """What the cluster has, or what its autoscaler may add up to."""
+    limit: dict[str, float] = dict(ray.cluster_resources())
+    ceiling = ray._private.state.state.get_max_resources_from_cluster_config()  # no public call tells the maximum
+    for kind, amount in (ceiling or {}).items():
+        limit[kind] = max(limit.get(kind, 0), amount)
+    return limit
+
+
+def _local_gpus() -> int:
+    import torch  # noqa: PLC0415  (seconds to import)
+
+    return torch.cuda.device_count()

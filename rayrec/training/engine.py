@@ -1,0 +1,237 @@
+"""EngineConfig -> a DeepSpeed engine whose trainable state can be taken out and put back whole.
+
+The state that goes in and out is full tensors by name, free of world size and ZeRO stage, so a stage started on four
+workers with ZeRO-3 goes on with one worker and ZeRO-0.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rayrec.batch import Batch
+from rayrec.config import EngineConfig, Precision, StageConfig
+from rayrec.models.objectives import Objective
+from rayrec.models.sasrecllm import trainable
+from rayrec.stages import Part
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+State = dict[str, Tensor]  # "weights/...", "exp_avg/...", "exp_avg_sq/..." -> fp32 on the CPU
+
+
+def learning_rate(step: int, total: int, warmup: float, peak: float) -> float:
+    """Linear warm-up, then cosine to zero over the whole stage; ``step`` counts from 0."""
+    rise = max(1, round(total * warmup))
+    if step < rise:
+        return peak * (step + 1) / rise
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+def parameter_groups(model: nn.Module, parameters: Mapping[str, nn.Parameter], stage: StageConfig) -> list[dict[str, Any]]:
+    """AdamW groups by (rate, decay): no decay on biases and norms, a part's own rate where the stage gives one."""
+    norms = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        part = Part(name.partition(".")[0])
+        bare = id(parameter) in norms or name.endswith("bias")
+        key = (stage.part_lr.get(part, stage.lr), 0.0 if bare else stage.weight_decay)
+        groups.setdefault(key, []).append(parameter)
+    return [{"params": p, "lr": 0.0, "peak_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+
+
+def deepspeed_config(engine: EngineConfig, precision: Precision, micro_batch: int, accumulation: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration. Clipping is always set: left out, ZeRO and plain training clip differently."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": engine.gradient_clipping,
+        "zero_optimization": {"stage": engine.zero_stage},
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
+    if precision == "bf16":
+        config["bf16"] = {"enabled": True}
+        if engine.zero_stage:  # without ZeRO, DeepSpeed accumulates in the weights' own type only
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+    elif precision == "fp16":
+        config["fp16"] = {"enabled": True, "initial_scale_power": 12}
+    return config
+
+
+class Engine:
+    """A model under DeepSpeed: step it, read its state, restore it."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        trains: Sequence[Part],
+        engine: EngineConfig,
+        precision: Precision,
+        stage: StageConfig,
+        total_steps: int,
+        micro_batch: int,
+        accumulation: int,
+    ) -> None:
+        """``objective``'s weights must be loaded already: ZeRO takes its fp32 copies from them here."""
+        model = objective.model
+        model.freeze_all_but(trains)
+        self.parameters = trainable(model, trains)
+        self.accumulation, self.stage, self.total_steps = accumulation, stage, total_steps
+        self.objective = objective
+        self._clipping = engine.gradient_clipping
+        # ZeRO holds the fp32 truth of low-precision weights in places of its own; keep ours to seed it exactly.
+        exact = {name: p.detach().float().clone() for name, p in self.parameters.items()}
+        optimizer = torch.optim.AdamW(parameter_groups(objective, self.parameters, stage), lr=0.0, foreach=False)
+        self._engine = _initialize(objective, optimizer, deepspeed_config(engine, precision, micro_batch, accumulation))
+        self._inner = optimizer
+        self.device: torch.device = self._engine.device
+        self._masters = _unsharded_masters(self._engine.optimizer)
+        self._create_moments()
+        for name, parameter in self.parameters.items():
+            self._put(parameter, exact[name], None)
+
+    def step(self, micro_batches: Sequence[Batch], step: int) -> float:
+        """One optimizer step over this worker's rows; returns the mean loss over all workers' rows."""
+        assert len(micro_batches) == self.accumulation
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.total_steps, self.stage.warmup, group["peak_lr"])
+        losses = []
+        for batch in micro_batches:
+            loss = self._engine(batch.to(self.device))
+            self._engine.backward(loss)
+            self._engine.step()  # acts at the end of an accumulation, and counts before it
+            losses.append(loss.detach().float())
+        mean = torch.stack(losses).mean()
+        dist.all_reduce(mean)
+        return float(mean) / dist.get_world_size()
+
+    @property
+    def learning_rate(self) -> float:
+        """Largest learning rate of the last step."""
+        return max(float(g["lr"]) for g in self._engine.optimizer.param_groups)
+
+    @property
+    def gradient_norm(self) -> float:
+        """Global gradient norm of the last step, before clipping."""
+        norm = self._engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def weights(self) -> State:
+        """Full fp32 weights of the trained parts, on every rank (a collective under ZeRO-3)."""
+        return {name: self._get(p, None).cpu() for name, p in self.parameters.items()}
+
+    def state(self) -> State:
+        """Weights and both Adam moments. Every rank must call it."""
+        state = {f"weights/{name}": value for name, value in self.weights().items()}
+        for moment in MOMENTS:
+            state |= {f"{moment}/{name}": self._get(p, moment).cpu() for name, p in self.parameters.items()}
+        return state
+
+    def restore(self, state: Mapping[str, Tensor], taken_steps: int) -> None:
+        """Put back what ``state`` gave after ``taken_steps`` optimizer steps; the weights were loaded before."""
+        for name, parameter in self.parameters.items():
+            for moment in MOMENTS:
+                self._put(parameter, state[f"{moment}/{name}"], moment)
+        for held in self._inner.state.values():
+            held["step"] = torch.tensor(float(taken_steps))
+
+    def loss_scale(self) -> dict[str, float]:
+        """The dynamic loss scaler's state (fp16), else empty."""
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        return {k: float(getattr(scaler, k)) for k in _SCALER_STATE if hasattr(scaler, k)} if scaler else {}
+
+    def restore_loss_scale(self, state: Mapping[str, float]) -> None:
+        """Put back what ``loss_scale`` gave."""
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        for key, value in state.items():
+            setattr(scaler, key, value if key == "cur_scale" else int(value))
+
+    def _create_moments(self) -> None:
+        """Adam's moments from the start instead of from the first step.
+
+        DeepSpeed links parameters to their moments at the first group's first step, when the other groups have none.
+        """
+        optimizer = self._engine.optimizer
+        owned = getattr(optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO-3 keeps them out of the groups
+        for tensor in owned or [p for group in self._inner.param_groups for p in group["params"]]:
+            self._inner.state[tensor] = {"step": torch.tensor(0.0)} | {m: torch.zeros_like(tensor) for m in MOMENTS}
+        if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
+            optimizer._lazy_init_hp_params_optimizer_state()
+
+    # DeepSpeed's accessors serve its sharded optimizers; under ZeRO-0 the whole tensors lie at hand.
+
+    def _get(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state  # noqa: PLC0415
+
+        if _is_unsharded(parameter):
+            value = self._unsharded(parameter, moment)
+        elif moment is None:
+            value = safe_get_full_fp32_param(parameter)
+        else:
+            value = safe_get_full_optimizer_state(parameter, moment)
+        return value.detach().float().clone()
+
+    def _put(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
+        from deepspeed import utils  # noqa: PLC0415
+
+        value = value.to(self.device)
+        if _is_unsharded(parameter):
+            with torch.no_grad():
+                self._unsharded(parameter, moment).copy_(value)
+        elif hasattr(parameter, "ds_id"):
+            share = _zero3_share(parameter, value)
+            if moment is None:
+                utils.safe_set_local_fp32_param(parameter, share)
+            else:
+                utils.safe_set_local_optimizer_state(parameter, share, moment)
+        elif moment is None:
+            utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, value, moment)
+
+    def _unsharded(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
+        master = self._masters.get(id(parameter), parameter)
+        held: Tensor = master if moment is None else self._inner.state[master][moment]
+        return held
+
+
+_SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def _is_unsharded(parameter: nn.Parameter) -> bool:
+    return not hasattr(parameter, "ds_id") and not hasattr(parameter, "_hp_mapping")
+
+
+def _unsharded_masters(optimizer: Any) -> dict[int, Tensor]:
+    """id of a low-precision parameter -> its fp32 master, for ZeRO-0's mixed-precision optimizer."""
+    low, full = getattr(optimizer, "fp16_groups", []), getattr(optimizer, "fp32_groups", [])
+    return {id(p): master for ps, masters in zip(low, full, strict=False) for p, master in zip(ps, masters, strict=True)}
+
+
+def _zero3_share(parameter: Any, value: Tensor) -> Tensor:
+    """This rank's share of a full tensor, padded: DeepSpeed's own setter fails where the ranks do not divide it."""
+    share = parameter.ds_tensor.ds_numel
+    padded = value.new_zeros(share * dist.get_world_size())
+    padded[: value.numel()] = value.flatten()
+    return padded.narrow(0, share * dist.get_rank(), share)
+
+
+def _initialize(objective: Objective, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed  # noqa: PLC0415  (seconds to import, and reads the environment set above)
+    from deepspeed import ops  # noqa: PLC0415
+
+    # Without this DeepSpeed compiles a shared-memory all-reduce for a minute; gloo gives the same sums.
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    engine, *_ = deepspeed.initialize(
+        model=objective, optimizer=optimizer, config=config, dist_init_required=False
+    )
+    return engine

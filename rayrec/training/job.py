@@ -1,0 +1,81 @@
+"""A stage to run, as plain data that travels to every worker."""
+
+import hashlib
+from dataclasses import dataclass
+
+from rayrec import storage
+from rayrec.config import Config, Precision, StageConfig, accumulation_steps
+from rayrec.data.rows import RowSource
+from rayrec.stages import STAGES, Part, StageName, StageSpec, inherited
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What the manifest says of the prepared data, with ``max_len`` resolved."""
+
+    items: int
+    max_len: int
+    rows: dict[str, int]  # split -> rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageJob:
+    """One stage of one run."""
+
+    config: Config
+    stage: StageName
+    run: str  # the run's folder: absolute path or URI
+    facts: DataFacts
+
+    @property
+    def spec(self) -> StageSpec:
+        return STAGES[self.stage]
+
+    @property
+    def settings(self) -> StageConfig:
+        return self.config.stages[self.stage]
+
+    @property
+    def trains(self) -> tuple[Part, ...]:
+        return tuple(sorted(self.settings.trains or self.spec.trains))
+
+    @property
+    def parts(self) -> frozenset[Part]:
+        """Every part that the stage's model holds, trained or frozen."""
+        return self.spec.trains | frozenset(inherited(self.stage))
+
+    @property
+    def precision(self) -> Precision:
+        """The encoder alone is tiny and trains in fp32; the configured precision is for the backbone."""
+        return self.config.engine.precision if self.spec.reads.uses_backbone else "fp32"
+
+    @property
+    def accumulation(self) -> int:
+        return accumulation_steps(self.config, self.stage)
+
+    @property
+    def micro_batch(self) -> int:
+        return self.settings.batch // (self.accumulation * self.config.cluster.workers)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch; a pass over the data drops its incomplete last batch."""
+        return self.settings.steps_per_epoch or max(1, self.facts.rows["train"] // self.settings.batch)
+
+    @property
+    def total_steps(self) -> int:
+        return self.settings.epochs * self.steps_per_epoch
+
+    @property
+    def folder(self) -> str:
+        return storage.join(self.run, "stages", self.stage.value)
+
+    def rows(self, split: str) -> RowSource:
+        """A split as this stage reads it."""
+        return RowSource(storage.join(self.run, "data"), split, self.spec.reads, self.facts.max_len)
+
+
+def derive_seed(*names: object) -> int:
+    """A 63-bit seed from what names the draw: independent of process, platform and order of calls."""
+    digest = hashlib.sha256(repr(tuple(str(name) for name in names)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

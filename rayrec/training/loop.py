@@ -1,0 +1,235 @@
+"""The one training loop, for every stage and every trained baseline."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from queue import Queue
+from threading import Thread
+from typing import Any
+
+import pyarrow as pa
+import ray.train
+import torch
+import torch.distributed as dist
+
+from rayrec.batch import Batch
+from rayrec.data.collate import collate
+from rayrec.data.streams import WorkerOrder, training_batches
+from rayrec.errors import InputError
+from rayrec.models.objectives import Objective
+from rayrec.training import checkpoint
+from rayrec.training.checkpoint import Progress
+from rayrec.training.engine import Engine
+from rayrec.training.evaluate import Validator
+from rayrec.training.job import StageJob, derive_seed
+from rayrec.training.log import ProgressLog, Stopwatch, peak_memory_gb
+from rayrec.training.model import stage_model, stage_origins
+from rayrec.training.parts import part_folder, read_card, save_part
+from rayrec.training.progress import Pulse
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a stage ended; ``error`` is a message for the person who gave the input."""
+
+    progress: Progress = field(default_factory=Progress)
+    planned: int = 0
+    error: str | None = None
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What each worker of the group runs; ``config`` holds the ``StageJob`` and the driver's progress board."""
+    try:
+        summary = Stage(config["job"], config["board"]).run()
+    except InputError as error:  # the same on every worker; a restart would not mend it
+        summary = Summary(error=str(error))
+    return asdict(summary)
+
+
+class Stage:
+    """A worker's share of one stage."""
+
+    def __init__(self, job: StageJob, board: Any) -> None:
+        context = ray.train.get_context()
+        self.job, self.board = job, board
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.soft_tokens = job.config.mapper.tokens
+        resumed = checkpoint.latest(job.folder)
+        self.progress = resumed.progress if resumed else Progress()
+        self.log = ProgressLog(job.folder, self.progress.step)
+        self.stream = self._stream()  # fetches the first rows while the model loads
+        self.model = stage_model(job)
+        if resumed:
+            self._load(resumed.state, "weights")
+        settings = job.settings
+        self.engine = Engine(
+            Objective(self.model, settings.loss),
+            trains=job.trains,
+            engine=job.config.engine,
+            precision=job.precision,
+            stage=settings,
+            total_steps=job.total_steps,
+            micro_batch=job.micro_batch,
+            accumulation=job.accumulation,
+        )
+        self.best = self.engine.weights()
+        if resumed:
+            self.engine.restore(resumed.state, self.progress.step)
+            self.engine.restore_loss_scale(self.progress.loss_scale)
+            self.best = {k.removeprefix("best/"): v for k, v in resumed.state.items() if k.startswith("best/")}
+        self.validator = Validator.sample(
+            job.rows("valid").open(),
+            users=settings.valid_users,
+            rows_per_user=settings.valid_rows_per_user,
+            seed=job.config.seed,
+            batch=job.config.evaluation.batch,
+            soft_tokens=self.soft_tokens,
+        )
+
+    def run(self) -> Summary:
+        """Train from where the stage stands to its end, then hand its best parts on."""
+        job, progress = self.job, self.progress
+        self.watch, started = Stopwatch(), time.perf_counter() - progress.seconds
+        while progress.step < job.total_steps and not progress.stopped_early:
+            line = self._step(progress.step)
+            progress = replace(progress, step=progress.step + 1)
+            if progress.step % job.steps_per_epoch == 0:
+                progress = self._judge(progress, line)
+                progress = replace(progress, seconds=time.perf_counter() - started)
+                ray.train.report({key: line[key] for key in line if key.startswith("valid") or key == "step"})
+            self.log.add(line)
+            self._show(progress, line)
+            if self._is_checkpoint(progress):
+                self._save(progress)
+        if self.rank == 0:
+            self._hand_on(progress)
+        dist.barrier()
+        return Summary(progress, job.total_steps)
+
+    def _step(self, step: int) -> dict[str, Any]:
+        table = next(self.stream)
+        micro = [collate(part, self.soft_tokens) for part in _pieces(table, self.job.accumulation)]
+        waited = self.watch.lap()
+        torch.manual_seed(derive_seed(self.job.config.seed, self.job.stage, step, self.rank))
+        self.model.set_mode(self.job.trains)
+        loss = self.engine.step(micro, step)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"{self.job.stage}: the loss is {loss} at step {step + 1}; lower the stage's lr")
+        filled, cells = _total(micro)
+        busy = self.watch.lap()
+        return {
+            "step": step + 1,
+            "epoch": step // self.job.steps_per_epoch,
+            "loss": loss,
+            "lr": self.engine.learning_rate,
+            "rows_per_s": self.job.settings.batch / (waited + busy),
+            "tokens_per_s": filled / (waited + busy),
+            "seconds": waited + busy,
+            "wait_share": waited / (waited + busy),
+            "padding": 1 - filled / cells,
+            "memory_gb": peak_memory_gb(),
+        }
+
+    def _judge(self, progress: Progress, line: dict[str, Any]) -> Progress:
+        found = self.validator.evaluate(self.model, self.engine.device)
+        line.update(found)
+        judged = progress.judged(found["valid_auc"])
+        if judged.best_step == progress.step:
+            self.best = self.engine.weights()
+        self.watch.lap()
+        return replace(judged, stopped_early=judged.stale >= self.job.settings.patience)
+
+    def _is_checkpoint(self, progress: Progress) -> bool:
+        interval = self.job.settings.checkpoint_every * self.job.steps_per_epoch
+        return progress.step % interval == 0 or progress.stopped_early or progress.step == self.job.total_steps
+
+    def _save(self, progress: Progress) -> None:
+        state = self.engine.state() | {f"best/{name}": tensor for name, tensor in self.best.items()}
+        if self.rank == 0:
+            self.log.write()  # before the checkpoint: a resumed stage cuts off what is beyond it
+            checkpoint.save(self.job.folder, replace(progress, loss_scale=self.engine.loss_scale()), state)
+        dist.barrier()
+        self.watch.lap()
+
+    def _show(self, progress: Progress, line: dict[str, Any]) -> None:
+        if self.rank == 0:
+            self.board.show.remote(Pulse(line["step"], line["loss"], line["rows_per_s"], progress.best))
+
+    def _hand_on(self, progress: Progress) -> None:
+        job = self.job
+        parents = {
+            part.value: {"folder": folder, "sha256": read_card(folder)["sha256"]}
+            for part, folder in stage_origins(job).items()
+        }
+        for part in job.trains:
+            prefix = f"{part}."
+            weights = {k.removeprefix(prefix): v for k, v in self.best.items() if k.startswith(prefix)}
+            card = {
+                "stage": job.stage.value,
+                "config": job.config.model_dump(mode="json"),
+                "facts": asdict(job.facts),
+                "step": progress.best_step,
+                "valid_auc": progress.best,
+                "parents": parents,
+            }
+            save_part(part_folder(job.run, job.stage, part), part, weights, card)
+
+    def _stream(self) -> Iterator[pa.Table]:
+        job = self.job
+        order = WorkerOrder(
+            source=job.rows("train"),
+            batch=job.settings.batch,
+            steps_per_epoch=job.steps_per_epoch,
+            seed=derive_seed(job.config.seed, job.stage, "order"),
+            rank=self.rank,
+            world=self.world,
+        )
+        if self.progress.step >= job.total_steps or self.progress.stopped_early:
+            return iter(())
+        return _ahead(training_batches(order, self.progress.step, job.total_steps))
+
+    def _load(self, state: dict[str, torch.Tensor], kind: str) -> None:
+        with torch.no_grad():
+            for part, parameters in self.model.parts().items():
+                for name, parameter in parameters.items():
+                    key = f"{kind}/{part}.{name}"
+                    if key in state:
+                        parameter.copy_(state[key])
+
+
+def _pieces(table: pa.Table, count: int) -> Iterator[pa.Table]:
+    size = table.num_rows // count
+    return (table.slice(i * size, size) for i in range(count))
+
+
+def _total(batches: list[Batch]) -> tuple[float, float]:
+    """Filled and computed sequence positions of a global batch, over all workers."""
+    counts = torch.tensor([float(sum(b.filled for b in batches)), float(sum(b.cells for b in batches))])
+    if torch.cuda.is_available():
+        counts = counts.cuda()
+    dist.all_reduce(counts)
+    return float(counts[0]), float(counts[1])
+
+
+def _ahead(stream: Iterator[pa.Table], depth: int = 2) -> Iterator[pa.Table]:
+    """Run ``stream`` in a thread, from now on and at most ``depth`` items ahead; its error surfaces here."""
+    queue: Queue[pa.Table | BaseException | None] = Queue(maxsize=depth)
+
+    def pump() -> None:
+        try:
+            for item in stream:
+                queue.put(item)
+            queue.put(None)
+        except BaseException as error:  # handed to the consumer, which raises it
+            queue.put(error)
+
+    Thread(target=pump, daemon=True).start()
+
+    def items() -> Iterator[pa.Table]:
+        while (item := queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    return items()

@@ -1,0 +1,84 @@
+"""From a configuration and saved parts to a model ready to train or to score."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from rayrec.config import Config
+from rayrec.data.prompts import resolve_answers
+from rayrec.data.tokenise import load_tokenizer
+from rayrec.models.checkpoints import local_backbone
+from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build, calibrate_mapper
+from rayrec.stages import Part, inherited
+from rayrec.training.job import DataFacts, StageJob, derive_seed
+from rayrec.training.parts import load_part, part_folder
+
+
+def model_shape(config: Config, facts: DataFacts, *, with_backbone: bool) -> ModelShape:
+    """Shape of the model on this node; the backbone is fetched here if it is not in this node's cache."""
+    if not with_backbone:
+        return ModelShape(items=facts.items, max_len=facts.max_len)
+    folder = local_backbone(config.backbone.sources)
+    answers = resolve_answers(load_tokenizer(folder))
+    return ModelShape(items=facts.items, max_len=facts.max_len, backbone=folder, answers=(answers.yes, answers.no))
+
+
+def stage_origins(job: StageJob) -> dict[Part, str]:
+    """Part -> folder that the stage starts from: what the configuration names, else the latest ancestor's."""
+    found = {part: part_folder(job.run, stage, part) for part, stage in inherited(job.stage).items()}
+    return found | dict(job.settings.starts_from)
+
+
+def stage_model(job: StageJob) -> SASRecLLM:
+    """The stage's model at its first step: inherited parts loaded, new ones drawn from the seed.
+
+    Raises:
+        InputError: a part that the stage starts from is missing, damaged or of another shape.
+    """
+    quiet_libraries()
+    shape = model_shape(job.config, job.facts, with_backbone=job.spec.reads.uses_backbone)
+    torch.manual_seed(derive_seed(job.config.seed, job.stage, "weights"))
+    model = build(job.config, shape, parts=job.parts, with_backbone=job.spec.reads.uses_backbone)
+    origins = stage_origins(job)
+    for part, folder in sorted(origins.items()):
+        load_part(folder, part, model)
+    if Part.MAPPER in job.parts and Part.MAPPER not in origins:
+        calibrate_mapper(model)
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringJob:
+    """A system to score with, as plain data."""
+
+    config: Config
+    facts: DataFacts
+    parts: Mapping[Part, str]  # part -> folder
+    uses_backbone: bool
+
+
+def scoring_model(job: ScoringJob) -> SASRecLLM:
+    """A system's model in eval mode, in the precision that it was trained in."""
+    quiet_libraries()
+    shape = model_shape(job.config, job.facts, with_backbone=job.uses_backbone)
+    torch.manual_seed(0)  # every weight that is drawn here is overwritten
+    model = build(job.config, shape, parts=job.parts.keys(), with_backbone=job.uses_backbone)
+    for part, folder in sorted(job.parts.items()):
+        load_part(folder, part, model)
+    if model.backbone is not None:
+        dtype = next(model.backbone.decoder.parameters()).dtype
+        for parameter in model.parameters():  # as the engine casts them; buffers stay fp32
+            parameter.data = parameter.data.to(dtype)
+    model.set_mode(())
+    return model
+
+
+def quiet_libraries() -> None:
+    """No progress bars and no advice from libraries: the run has one progress line of its own."""
+    import transformers  # noqa: PLC0415
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("torchao").setLevel(logging.ERROR)
