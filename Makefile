@@ -22,8 +22,8 @@ lint: .venv/.ready  ## set up, then style, types and import layers
 # pip comes first: what follows needs its --build-constraint, which also pins the tools that build an sdist.
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null || { \
-	  echo "rayrec needs Python 3.10, 3.11 or 3.12, and $(PYTHON) is $$($(PYTHON) --version 2>&1 | tail -1);" \
-	    "name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	  echo "rayrec needs Python 3.10, 3.11 or 3.12 and $(PYTHON) is none; try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+	  exit 1; }
 	@echo "Setting up .venv with $$($(PYTHON) --version): once, a few minutes"
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -q -c constraints.txt pip

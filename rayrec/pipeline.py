@@ -15,7 +15,7 @@ from rayrec.errors import InputError
 from rayrec.evaluation import write_metrics, write_run_report
 from rayrec.models.checkpoints import local_backbone
 from rayrec.run import Run
-from rayrec.scoring import describe_sample, predictions_path, score_system
+from rayrec.scoring import describe_sample, predictions_path, score_systems
 from rayrec.sources import fetch
 from rayrec.stages import STAGES, SYSTEMS, StageName
 from rayrec.training.cluster import connected
@@ -147,8 +147,7 @@ def _check_stage(job: StageJob) -> None:
 
 def _evaluate(run: Run) -> None:
     print(f"test  {describe_sample(run)}", flush=True)
-    for system in SYSTEMS:
-        score_system(run, system)
+    score_systems(run)
     write_run_report(run, write_metrics(run))
 
 

@@ -1,33 +1,40 @@
-"""A system's scores of the test rows: Ray Data actors hold the model, ``predictions/{system}.parquet`` comes out."""
+"""Scores of the test rows: one pool of Ray Data actors goes through the systems, and each system's file comes out as
+soon as its last row is scored, so that an interrupted evaluation goes on with the system it was at.
+"""
 
 import io
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 import torch
-from numpy.typing import NDArray
 
 from rayrec import storage
+from rayrec.config import ClusterConfig
 from rayrec.data import columns as c
+from rayrec.data.blocks import calm_ray_data
 from rayrec.data.plan import Ids, sample_rows, scoring_batches
 from rayrec.data.rows import OpenRows, RowSource
 from rayrec.data.store import open_table
 from rayrec.errors import InputError
 from rayrec.models.baselines.bias import BiasFloor
+from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.run import Run
 from rayrec.stages import SYSTEMS, Stream, SystemName, SystemSpec, origins
-from rayrec.training.evaluate import score_rows
+from rayrec.training.evaluate import Scores, score_rows
 from rayrec.training.launch import is_complete, worker_resources
 from rayrec.training.model import ScoringJob, scoring_model
 from rayrec.training.parts import part_folder
 
 _SAMPLE_SEED = 0  # the sample of test users is part of the protocol, not of the run: every seed is judged on the same
 _CALL_BATCHES = 4  # forward passes of one actor call
+_SYSTEM, _IDS = "system", "ids"
 
 
 def test_sample(run: Run) -> Ids:
@@ -56,41 +63,34 @@ def read_predictions(run: Run, system: SystemName) -> pd.DataFrame:
     return frame
 
 
-def score_system(run: Run, system: SystemName) -> None:
-    """Score the test sample with one system, unless that is done; ray is connected.
+def score_systems(run: Run) -> None:
+    """Score the test sample with every system that has no predictions yet; ray is connected.
 
     Raises:
-        InputError: a stage that the system needs has not run.
+        InputError: a stage that a system needs has not run.
     """
-    path = predictions_path(run, system)
-    if storage.exists(path):
+    open_systems = [system for system in SYSTEMS if not storage.exists(predictions_path(run, system))]
+    ids = test_sample(run)
+    tasks: dict[SystemName, _Task] = {}
+    for system in open_systems:
+        spec = SYSTEMS[system]
+        if spec.reads is None:
+            _write_predictions(run, system, ids, _bias_scores(run, ids))
+        else:
+            tasks[system] = _task(run, spec, spec.reads)
+    if not tasks:
         return
-    spec, ids = SYSTEMS[system], test_sample(run)
-    scores = _bias_scores(run, ids) if spec.reads is None else _model_scores(run, spec, spec.reads, ids)
-    rows = _rows(run, Stream.INTERACTIONS).frame(ids)
-    table = rows.append_column(c.SCORE, pa.array(scores, pa.float64())).select(c.PREDICTIONS_SCHEMA.names)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.cast(c.PREDICTIONS_SCHEMA), sink, compression="zstd")
-    storage.write_bytes(path, sink.getvalue().to_pybytes())
+    calls = _calls(run, tasks, ids)
+    with calm_ray_data():
+        done: list[pa.Table] = []
+        for table in _scored_by_actors(run.config.cluster, tasks, calls):
+            done.append(table)
+            _write_complete(run, pa.concat_tables(done), ids)
 
 
-def _rows(run: Run, stream: Stream) -> OpenRows:
-    return RowSource(run.path("data"), "test", stream, run.facts.max_len).open()
-
-
-def _bias_scores(run: Run, ids: Ids) -> NDArray[np.float64]:
-    floor = BiasFloor()
-    for block in open_table(run.path("data", "train.parquet")).to_batches():
-        floor.update(*(block[name].to_numpy() for name in (c.USER_ID, c.ITEM_ID, c.LABEL)))
-    rows = _rows(run, Stream.INTERACTIONS).frame(ids)
-    return floor.predict(rows[c.USER_ID].to_numpy(), rows[c.ITEM_ID].to_numpy())
-
-
-def _model_scores(run: Run, spec: SystemSpec, stream: Stream, ids: Ids) -> NDArray[np.float64]:
+def _task(run: Run, spec: SystemSpec, stream: Stream) -> "_Task":
     if spec.after is not None and not is_complete(run.stage_job(spec.after)):
         raise InputError(f"{spec.title}: stage {spec.after} has not run; run jobs/train_stage.py {spec.after} first")
-    source = RowSource(run.path("data"), "test", stream, run.facts.max_len)
-    order = _Order(source, scoring_batches(ids, source.open().lengths, run.config.evaluation.batch))
     found = origins(spec.after) if spec.after else {}
     job = ScoringJob(
         config=run.config,
@@ -98,52 +98,94 @@ def _model_scores(run: Run, spec: SystemSpec, stream: Stream, ids: Ids) -> NDArr
         parts={part: part_folder(run.folder, found[part], part) for part in spec.parts},
         uses_backbone=stream.uses_backbone,
     )
-    scored = _scored_by_actors(job, order)
-    position = np.argsort(scored[c.ROW].to_numpy())
-    scores: NDArray[np.float64] = scored[c.SCORE].to_numpy()[position]
-    assert np.array_equal(scored[c.ROW].to_numpy()[position], ids)
-    return scores
+    return _Task(job, RowSource(run.path("data"), "test", stream, run.facts.max_len))
 
 
-@dataclass(frozen=True)
-class _Order:
-    """Rows to score, cut into forward passes beforehand: which actor runs one changes no bit of its scores."""
+def _calls(run: Run, tasks: Mapping[SystemName, "_Task"], ids: Ids) -> list[pa.Table]:
+    """The work of every actor call: a system and some forward passes, cut beforehand, so that which actor runs a pass
+    changes no bit of its scores.
+    """
+    calls = []
+    for system, task in tasks.items():
+        batches = scoring_batches(ids, task.source.open().lengths, run.config.evaluation.batch)
+        for i in range(0, len(batches), _CALL_BATCHES):
+            piece = batches[i : i + _CALL_BATCHES]
+            calls.append(pa.table({_SYSTEM: [system.value] * len(piece), _IDS: pa.array(piece, pa.list_(pa.int64()))}))
+    return calls
 
-    source: RowSource
-    batches: list[Ids]
 
-
-def _scored_by_actors(job: ScoringJob, order: _Order) -> pa.Table:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    cluster = job.config.cluster
+def _scored_by_actors(
+    cluster: ClusterConfig, tasks: Mapping[SystemName, "_Task"], calls: list[pa.Table]
+) -> Iterator[pa.Table]:
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
     resources = worker_resources(cluster.cpus_per_worker, cluster.gpus_per_worker)
-    actors = min(cluster.workers, len(order.batches))
-    calls = -(-len(order.batches) // _CALL_BATCHES)
-    numbers = ray.data.range(len(order.batches), override_num_blocks=calls)
-    scored = numbers.map_batches(
+    scored = ray.data.from_arrow(calls).map_batches(
         _Scorer,
-        fn_constructor_args=(job, ray.put(order)),
-        batch_size=_CALL_BATCHES,
-        compute=ray.data.ActorPoolStrategy(size=actors),
+        fn_constructor_args=(dict(tasks),),
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=min(cluster.workers, len(calls))),
         num_cpus=resources["CPU"],
         num_gpus=resources.get("GPU", 0),
     )
-    return pa.concat_tables(scored.iter_batches(batch_size=None, batch_format="pyarrow"))
+    return iter(scored.iter_batches(batch_size=None, batch_format="pyarrow"))
+
+
+def _write_complete(run: Run, scored: pa.Table, ids: Ids) -> None:
+    """Write the predictions of each system whose rows are all there."""
+    for name in scored[_SYSTEM].unique().to_pylist():
+        system = SystemName(name)
+        rows = scored.filter(pc.equal(scored[_SYSTEM], name)).sort_by(c.ROW)
+        if rows.num_rows == len(ids) and not storage.exists(predictions_path(run, system)):
+            assert np.array_equal(rows[c.ROW].to_numpy(), ids)
+            _write_predictions(run, system, ids, rows[c.SCORE].to_numpy())
+
+
+def _write_predictions(run: Run, system: SystemName, ids: Ids, scores: Scores) -> None:
+    rows = _rows(run, Stream.INTERACTIONS).frame(ids)
+    table = rows.append_column(c.SCORE, pa.array(scores, pa.float64())).select(c.PREDICTIONS_SCHEMA.names)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.cast(c.PREDICTIONS_SCHEMA), sink, compression="zstd")
+    storage.write_bytes(predictions_path(run, system), sink.getvalue().to_pybytes())
+
+
+def _rows(run: Run, stream: Stream) -> OpenRows:
+    return RowSource(run.path("data"), "test", stream, run.facts.max_len).open()
+
+
+def _bias_scores(run: Run, ids: Ids) -> Scores:
+    floor = BiasFloor()
+    for block in open_table(run.path("data", "train.parquet")).to_batches():
+        floor.update(*(block[name].to_numpy() for name in (c.USER_ID, c.ITEM_ID, c.LABEL)))
+    rows = _rows(run, Stream.INTERACTIONS).frame(ids)
+    return floor.predict(rows[c.USER_ID].to_numpy(), rows[c.ITEM_ID].to_numpy())
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A system and the rows as it reads them. Plain data."""
+
+    job: ScoringJob
+    source: RowSource
 
 
 class _Scorer:
-    """One actor: a model, and the rows that it is sent."""
+    """One actor: it holds the model of the system that it is sent rows for, one at a time."""
 
-    def __init__(self, job: ScoringJob, order: "ray.ObjectRef[_Order]") -> None:
-        torch.set_num_threads(job.config.cluster.cpus_per_worker)
+    def __init__(self, tasks: Mapping[SystemName, _Task]) -> None:
+        self.tasks = tasks
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = scoring_model(job).to(self.device)
-        self.order: _Order = ray.get(order)
-        self.rows = self.order.source.open()
-        self.soft_tokens = job.config.mapper.tokens
+        self.held: SystemName | None = None
+        self.model: SASRecLLM | None = None
 
-    def __call__(self, numbers: dict[str, Any]) -> dict[str, Any]:
-        batches = [self.order.batches[int(number)] for number in numbers["id"]]
-        scores = [score_rows(self.model, self.rows, ids, self.soft_tokens, self.device) for ids in batches]
-        return {c.ROW: np.concatenate(batches), c.SCORE: np.concatenate(scores)}
+    def __call__(self, calls: dict[str, Any]) -> dict[str, Any]:
+        system = SystemName(calls[_SYSTEM][0])
+        task = self.tasks[system]
+        if system != self.held:
+            torch.set_num_threads(task.job.config.cluster.cpus_per_worker)
+            self.model = None  # the old one's memory goes before the new one comes
+            self.model, self.held = scoring_model(task.job).to(self.device), system
+        assert self.model is not None
+        batches = [np.asarray(ids) for ids in calls[_IDS]]
+        rows, soft = task.source.open(), task.job.config.mapper.tokens
+        scores = np.concatenate([score_rows(self.model, rows, ids, soft, self.device) for ids in batches])
+        return {_SYSTEM: [system.value] * len(scores), c.ROW: np.concatenate(batches), c.SCORE: scores}

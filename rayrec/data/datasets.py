@@ -90,7 +90,7 @@ def open_dataset(data: DataConfig, seed: int, paths: Sequence[Path], item_paths:
         sources, titles, files = _open_folder(data.dataset, paths[0])
     columns = data.columns if data.dataset == "table" else ColumnMap()
     read = partial(read_interactions, sources, columns, data.rating_range)
-    return RawDataset(data.dataset, read, titles, {path.name: file_sha256(path) for path in files})
+    return RawDataset(data.dataset, read, titles, _hashes(files))
 
 
 _Opened = tuple[tuple[Source, ...], Callable[[], Iterator[pa.Table]], list[Path]]
@@ -191,7 +191,7 @@ def read_titles(
 
 
 def _with_year(titles: pa.ChunkedArray, years: pa.ChunkedArray) -> pa.ChunkedArray:
-    """ "Heat" and "1995" -> "Heat (1995)", unless the title says so itself or the year is none."""
+    """Heat and 1995 give ``Heat (1995)``, unless the title says so itself or the year is none."""
     lacks = pc.invert(pc.match_substring_regex(titles, r"\(\d{4}\)$"))
     wanted = pc.and_(lacks, pc.match_substring_regex(years, r"^\d{4}$"))
     return pc.if_else(pc.fill_null(wanted, False), pc.binary_join_element_wise(titles, " (", years, ")", ""), titles)
@@ -268,6 +268,15 @@ def _times(column: pa.ChunkedArray, place: _Place) -> pa.ChunkedArray:
     place.refuse(pc.greater(numbers, _YEAR_2100), numbers, late)
     place.refuse(pc.not_equal(numbers, pc.floor(numbers)), numbers, "is not a whole number of seconds; round it")
     return numbers
+
+
+def _hashes(paths: Sequence[Path]) -> dict[str, str]:
+    """By name; files of the same name are told apart by their folders."""
+    names = [path.name for path in paths]
+    return {
+        path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}": file_sha256(path)
+        for path in paths
+    }
 
 
 def file_sha256(path: Path) -> str:

@@ -15,6 +15,7 @@ import ray.data
 from rayrec import storage
 from rayrec.config import DataConfig
 from rayrec.data import columns as c
+from rayrec.data.blocks import calm_ray_data
 from rayrec.data.prompts import PromptEncoder, Tokenizer
 from rayrec.data.rows import HISTORY, OpenRows, RowSource
 from rayrec.data.store import open_table
@@ -50,18 +51,17 @@ def write_prompts(folder: str, data: DataConfig, tokenizer: Tokenizer, scratch: 
         return
     encoder = ray.put(open_encoder(folder, data, tokenizer))
     tokens: dict[str, Any] = {}
-    for split in c.SPLITS:
-        local = scratch / f"{split}.parquet"
-        tokens[split] = _write_split(local, _encoded(folder, split, data, encoder))
-        storage.write_file(storage.join(folder, FOLDER, f"{split}.parquet"), local)
+    with calm_ray_data():
+        for split in c.SPLITS:
+            local = scratch / f"{split}.parquet"
+            tokens[split] = _write_split(local, _encoded(folder, split, data, encoder))
+            storage.write_file(storage.join(folder, FOLDER, f"{split}.parquet"), local)
     storage.write_text(mark, json.dumps({"tokens": tokens}, indent=2) + "\n")
 
 
 def _encoded(folder: str, split: str, data: DataConfig, encoder: Any) -> Iterator[pa.Table]:
     rows = len(prompt_rows(folder, split, data))
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
     numbers = ray.data.range(rows, override_num_blocks=-(-rows // _BLOCK_ROWS))
     encoded = numbers.map_batches(_encode, fn_args=(folder, split, data, encoder), batch_size=_BLOCK_ROWS)
     return iter(encoded.iter_batches(batch_size=_BLOCK_ROWS, batch_format="pyarrow"))

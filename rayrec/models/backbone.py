@@ -1,16 +1,15 @@
 """The language model: any causal LM of transformers, frozen, with LoRA from peft; read at one position only.
 
 Shapes: B prompts, T tokens, H hidden width.
+
+transformers and peft are imported where they are used: that takes seconds, which the encoder's stage need not spend.
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import inject_adapter_in_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from rayrec.config import LoraConfig
 from rayrec.errors import InputError
@@ -61,6 +60,8 @@ def load_backbone(
     Raises:
         InputError: the folder holds no causal LM that transformers can load.
     """
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -79,7 +80,9 @@ def add_lora(backbone: Backbone, config: LoraConfig) -> None:
     Raises:
         InputError: no module of the backbone bears one of the target names.
     """
-    adapter = PeftLoraConfig(
+    import peft  # noqa: PLC0415
+
+    adapter = peft.LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
@@ -89,9 +92,4 @@ def add_lora(backbone: Backbone, config: LoraConfig) -> None:
     names = {name.rpartition(".")[2] for name, _ in backbone.decoder.named_modules()}
     if missing := sorted(set(config.targets) - names):
         raise InputError(f"lora.targets: the backbone has no module named {', '.join(missing)}")
-    inject_adapter_in_model(adapter, backbone.decoder)
-
-
-def backbone_shape(folder: Path) -> Any:
-    """The model's own configuration, nothing loaded."""
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
+    peft.inject_adapter_in_model(adapter, backbone.decoder)

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SOURCE = "tiny"  # backbone.sources: [tiny]
 
@@ -18,6 +16,9 @@ _CORPUS = (
 
 def write_tiny_llama(folder: Path, *, seed: int = 0, hidden: int = 64, layers: int = 2) -> None:
     """Write model and tokenizer into ``folder`` in transformers' layout; the same seed gives the same files."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415  (seconds to import)
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: PLC0415
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

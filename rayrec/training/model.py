@@ -1,6 +1,7 @@
 """From a configuration and saved parts to a model ready to train or to score."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from rayrec.config import Config
 from rayrec.data.prompts import resolve_answers
 from rayrec.data.tokenise import load_tokenizer
 from rayrec.models.checkpoints import local_backbone
-from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build, calibrate_mapper
+from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build, calibrate_mapper
 from rayrec.stages import Part, inherited
 from rayrec.training.job import DataFacts, StageJob, derive_seed
 from rayrec.training.parts import load_part, part_folder
@@ -20,6 +21,7 @@ def model_shape(config: Config, facts: DataFacts, *, with_backbone: bool) -> Mod
     """Shape of the model on this node; the backbone is fetched here if it is not in this node's cache."""
     if not with_backbone:
         return ModelShape(items=facts.items, max_len=facts.max_len)
+    quiet_transformers()
     folder = local_backbone(config.backbone.sources)
     answers = resolve_answers(load_tokenizer(folder))
     return ModelShape(items=facts.items, max_len=facts.max_len, backbone=folder, answers=(answers.yes, answers.no))
@@ -67,18 +69,25 @@ def scoring_model(job: ScoringJob) -> SASRecLLM:
     model = build(job.config, shape, parts=job.parts.keys(), with_backbone=job.uses_backbone)
     for part, folder in sorted(job.parts.items()):
         load_part(folder, part, model)
-    if model.backbone is not None:
-        dtype = next(model.backbone.decoder.parameters()).dtype
+    if job.uses_backbone:
         for parameter in model.parameters():  # as the engine casts them; buffers stay fp32
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(DTYPES[job.config.engine.precision])
     model.set_mode(())
     return model
 
 
 def quiet_libraries() -> None:
     """No progress bars and no advice from libraries: the run has one progress line of its own."""
-    import transformers  # noqa: PLC0415
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says on import that it looked for a GPU
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+
+
+def quiet_transformers() -> None:
+    """The same for what only a call can switch off."""
+    import transformers  # noqa: PLC0415  (seconds to import)
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("torchao").setLevel(logging.ERROR)

@@ -71,7 +71,9 @@ def first_seen(rows: list[Row], key: str) -> list[str]:
 def reference(data: DataConfig, rows_path: Path, items_path: Path) -> dict[str, Any]:
     titles = pd.read_csv(items_path, dtype=str, keep_default_na=False).set_index("item_id")["title"].to_dict()
     frame = pd.read_csv(rows_path)
-    rows: list[Row] = [{"row": i, **dict(zip(frame, row, strict=True))} for i, row in enumerate(frame.values.tolist())]
+    rows: list[Row] = [
+        {"row": i, **dict(zip(map(str, frame), row, strict=True))} for i, row in enumerate(frame.values.tolist())
+    ]
     rows = [row for row in rows if not any(pd.isna(value) for value in row.values())]
     seen: set[tuple[Any, ...]] = set()
     clean = []

@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,6 +135,11 @@ def test_blocks_are_bounded_and_change_nothing(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(scan, "BLOCK_ROWS", 1)
     assert max(len(block) for block in raw.interactions()) == 1
     assert rows(raw) == whole
+
+
+def test_needs_neither_torch_nor_ray() -> None:
+    code = "import sys, rayrec.data.datasets; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # Titles
