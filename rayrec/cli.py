@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rayrec.config import Config, load
 from rayrec.errors import InputError
+from rayrec.stages import StageName
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -49,16 +50,24 @@ def _status(job: Callable[[], None]) -> int:
 
 
 def main(description: str, default: Path, act: Callable[[Config], None], arguments: Sequence[str] | None = None) -> None:
-    """A whole job without options of its own: parse, then plan or act."""
+    """A whole job: parse, then plan or act."""
     options = parser(description).parse_args(arguments)
+    run(lambda: _plan_or(act, options, default))
 
-    def job() -> None:
-        config = configured(options, default)
-        if options.plan:
-            from rayrec.planning import print_plan  # noqa: PLC0415  (torch; --help stays quick)
 
-            print_plan(config)
-        else:
-            act(config)
+def main_for_stage(description: str, default: Path, act: Callable[[Config, StageName], None]) -> None:
+    """The same for a job whose one argument is a stage."""
+    options = parser(description)
+    options.add_argument("stage", choices=[stage.value for stage in StageName])
+    found = options.parse_args()
+    run(lambda: _plan_or(lambda config: act(config, StageName(found.stage)), found, default))
 
-    run(job)
+
+def _plan_or(act: Callable[[Config], None], options: argparse.Namespace, default: Path) -> None:
+    config = configured(options, default)
+    if options.plan:
+        from rayrec.planning import print_plan  # noqa: PLC0415  (torch; --help stays quick)
+
+        print_plan(config)
+    else:
+        act(config)

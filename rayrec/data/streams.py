@@ -8,10 +8,13 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
+from rayrec.data.blocks import calm_ray_data
 from rayrec.data.plan import Plan, worker_slice
 from rayrec.data.rows import RowSource
 
-_ROWS_PER_BLOCK = 1024  # rows fetched by one Ray Data task
+_STEP = "step"
+_ROWS_PER_CALL = 1024  # rows fetched at a time
+_MOST_TASKS = 256  # a long stage is cut into longer tasks, not into more: each streams its rows out as they come
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,19 @@ def _plan(order: WorkerOrder) -> Plan:
 def training_batches(order: WorkerOrder, first_step: int, last_step: int) -> Iterator[pa.Table]:
     """This worker's rows of the optimizer steps ``first_step`` to ``last_step - 1``, one table a step, in order."""
     rows = order.batch // order.world
-    steps = max(1, _ROWS_PER_BLOCK // rows)
-    blocks = -(-(last_step - first_step) // steps)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    numbers = ray.data.range(last_step - first_step, override_num_blocks=blocks)
-    # A fraction of a CPU: fetching must fit in beside workers that hold all the others.
-    fetched = numbers.map_batches(_fetch, fn_args=(order, first_step), batch_size=steps, num_cpus=0.25)
-    yield from fetched.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=2)
+    call = max(1, _ROWS_PER_CALL // rows)
+    steps = np.arange(first_step, last_step)
+    tasks = min(_MOST_TASKS, -(-len(steps) // call))
+    pieces = [pa.table({_STEP: piece}) for piece in np.array_split(steps, tasks)]
+    with calm_ray_data():
+        # No CPU of its own, one task at a time: workers may hold every CPU of the cluster, and fetching must not wait.
+        fetched = ray.data.from_arrow(pieces).map_batches(
+            _fetch, fn_args=(order,), batch_size=call, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=1)
+        )
+        yield from fetched.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=2)
 
 
-def _fetch(steps: dict[str, np.ndarray[Any, Any]], order: WorkerOrder, first_step: int) -> pa.Table:
+def _fetch(steps: dict[str, np.ndarray[Any, Any]], order: WorkerOrder) -> pa.Table:
     plan = order.plan()
-    ids = [worker_slice(plan.step(first_step + int(step)), order.rank, order.world) for step in steps["id"]]
+    ids = [worker_slice(plan.step(int(step)), order.rank, order.world) for step in steps[_STEP]]
     return order.source.open().fetch(np.concatenate(ids))

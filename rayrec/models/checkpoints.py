@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from rayrec.config import fingerprint
 from rayrec.errors import InputError
 from rayrec.models.tiny import SOURCE, write_tiny_llama
 from rayrec.sources import cache_folder, fetch, file_sha256
@@ -22,6 +21,7 @@ def local_backbone(sources: Sequence[str]) -> Path:
     Raises:
         InputError: no source works, or what it gives is neither a folder with a config.json nor a GGUF file.
     """
+    quiet_transformers()
     cache = cache_folder() / "backbones"
     if list(sources) == [SOURCE]:
         return _once(cache / "tiny-llama", write_tiny_llama)
@@ -33,13 +33,12 @@ def local_backbone(sources: Sequence[str]) -> Path:
     return path
 
 
-def backbone_fingerprint(folder: Path) -> str:
-    """Identity of a backbone's bytes: the names and sizes of its weights, the content of its small files."""
-    files = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".model", ".txt", ".bin"})
-    small = 64 * 2**20
-    return fingerprint(
-        [[p.name, p.stat().st_size, file_sha256(p) if p.stat().st_size < small else None] for p in files]
-    )
+def quiet_transformers() -> None:
+    """No progress bars and no advice: a run has one progress line of its own."""
+    import transformers  # noqa: PLC0415  (seconds to import)
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
 
 
 def _once(folder: Path, write: Callable[[Path], None]) -> Path:

@@ -34,6 +34,8 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         return
     cores = os.cpu_count() or 1
     check_fits(cluster, {"CPU": cores, "GPU": _local_gpus()})
+    # Ray ends idle processes after a second and pays for their imports again at the next step.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     ray.init(
         address="local",
         num_cpus=cores + _SPARE_CPUS,

@@ -21,7 +21,6 @@ def model_shape(config: Config, facts: DataFacts, *, with_backbone: bool) -> Mod
     """Shape of the model on this node; the backbone is fetched here if it is not in this node's cache."""
     if not with_backbone:
         return ModelShape(items=facts.items, max_len=facts.max_len)
-    quiet_transformers()
     folder = local_backbone(config.backbone.sources)
     answers = resolve_answers(load_tokenizer(folder))
     return ModelShape(items=facts.items, max_len=facts.max_len, backbone=folder, answers=(answers.yes, answers.no))
@@ -83,11 +82,3 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("torchao").setLevel(logging.ERROR)
-
-
-def quiet_transformers() -> None:
-    """The same for what only a call can switch off."""
-    import transformers  # noqa: PLC0415  (seconds to import)
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()

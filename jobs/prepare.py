@@ -1,0 +1,22 @@
+#!/usr/bin/env python3
+"""Prepare the data and tokenise its prompts; full_pipeline.py does the same as its first step.
+
+    python jobs/prepare.py --config configs/ml1m_tinyllama_t4.yaml
+"""
+
+from pathlib import Path
+
+from rayrec import cli
+from rayrec.config import Config
+
+DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "ml100k_smollm2.yaml"
+
+
+def act(config: Config) -> None:
+    from rayrec.pipeline import prepare_only  # noqa: PLC0415  (torch and ray; --help stays quick)
+
+    prepare_only(config)
+
+
+if __name__ == "__main__":
+    cli.main(__doc__ or "", DEFAULT, act)
