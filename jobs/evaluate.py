@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Score the test rows with every system of a trained run; write metrics.json and the report.
 
-    python jobs/evaluate.py --config configs/ml1m_tinyllama_t4.yaml
+python jobs/evaluate.py --config configs/ml1m_tinyllama_t4.yaml
 """
 
 from pathlib import Path

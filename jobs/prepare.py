@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prepare the data and tokenise its prompts; full_pipeline.py does the same as its first step.
 
-    python jobs/prepare.py --config configs/ml1m_tinyllama_t4.yaml
+python jobs/prepare.py --config configs/ml1m_tinyllama_t4.yaml
 """
 
 from pathlib import Path

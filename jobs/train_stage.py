@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Train one stage alone, from the parts that the run has (or that stages.STAGE.starts_from names).
 
-    python jobs/train_stage.py pretrain_encoder
-    python jobs/train_stage.py tune_hybrid --set stages.tune_hybrid.starts_from.encoder=/path/to/parts/x/encoder
+python jobs/train_stage.py pretrain_encoder
+python jobs/train_stage.py tune_hybrid --set stages.tune_hybrid.starts_from.encoder=/path/to/parts/x/encoder
 """
 
 from pathlib import Path

@@ -49,7 +49,9 @@ def _status(job: Callable[[], None]) -> int:
     return 0
 
 
-def main(description: str, default: Path, act: Callable[[Config], None], arguments: Sequence[str] | None = None) -> None:
+def main(
+    description: str, default: Path, act: Callable[[Config], None], arguments: Sequence[str] | None = None
+) -> None:
     """A whole job: parse, then plan or act."""
     options = parser(description).parse_args(arguments)
     run(lambda: _plan_or(act, options, default))

@@ -54,7 +54,9 @@ class SplitConfig(Section):
     @model_validator(mode="after")
     def _leaves_a_test_set(self) -> "SplitConfig":
         if self.train + self.valid >= 1:
-            raise ValueError(f"train {self.train} + valid {self.valid} leaves no test set; make them add up to less than 1")
+            raise ValueError(
+                f"train {self.train} + valid {self.valid} leaves no test set; make them add up to less than 1"
+            )
         return self
 
 

@@ -87,7 +87,7 @@ def _prepare(run: Run) -> None:
             print("data  prepared before")
         else:
             where = Path(folder) if storage.is_local(folder) else Path(scratch) / "data"
-            raw = open_dataset(config.data, config.seed, _fetched(config.data.resolved_sources, config), _titles(config))
+            raw = open_dataset(config.data, config.seed, _sources(config), _titles(config))
             prepare(config.data, raw, where)
             if not storage.is_local(folder):
                 _upload_prepared(where, folder)
@@ -106,7 +106,8 @@ def _upload_prepared(local: Path, folder: str) -> None:
     shutil.rmtree(local)
 
 
-def _fetched(sources: tuple[str, ...], config: Config) -> list[Path]:
+def _sources(config: Config) -> list[Path]:
+    sources = config.data.resolved_sources
     return [fetch(sources, what=f"dataset {config.data.dataset}")] if sources else []
 
 

@@ -54,10 +54,12 @@ def describe_sample(run: Run) -> str:
 
 
 def predictions_path(run: Run, system: SystemName) -> str:
+    """Where a system's predictions lie (PREDICTIONS_SCHEMA)."""
     return run.path("predictions", f"{system}.parquet")
 
 
 def read_predictions(run: Run, system: SystemName) -> pd.DataFrame:
+    """The scored rows of one system."""
     table = pq.read_table(io.BytesIO(storage.read_bytes(predictions_path(run, system))))
     frame: pd.DataFrame = table.to_pandas()
     return frame

@@ -19,6 +19,7 @@ def join(base: str, *names: str) -> str:
 
 
 def is_local(uri: str) -> bool:
+    """A path rather than a URI."""
     return "://" not in uri
 
 
@@ -49,6 +50,7 @@ def check_writable(uri: str) -> None:
 
 
 def exists(uri: str) -> bool:
+    """There is a file or folder."""
     filesystem, path = _open(uri)
     return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
 
@@ -61,12 +63,14 @@ def names(uri: str) -> list[str]:
 
 
 def read_bytes(uri: str) -> bytes:
+    """A whole file."""
     filesystem, path = _open(uri)
     with filesystem.open_input_stream(path) as stream:
         return bytes(stream.read())
 
 
 def read_text(uri: str) -> str:
+    """A whole UTF-8 file."""
     return read_bytes(uri).decode()
 
 
@@ -84,6 +88,7 @@ def write_bytes(uri: str, content: bytes) -> None:
 
 
 def write_text(uri: str, text: str) -> None:
+    """Write one UTF-8 file whole."""
     write_bytes(uri, text.encode())
 
 

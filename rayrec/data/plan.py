@@ -17,8 +17,8 @@ POOL = 16
 class Plan:
     """Which rows every optimizer step sees.
 
-    The rows are drawn from an endless stream of shuffled passes over the data: an epoch of fewer steps than a pass takes
-    up where the last one ended, so no row comes twice before every row came once.
+    The rows are drawn from an endless stream of shuffled passes over the data: an epoch of fewer steps than a pass
+    takes up where the last one ended, so no row comes twice before every row came once.
     """
 
     lengths: NDArray[np.int32]  # sequence length of each row: rows of like length share a batch
@@ -34,14 +34,15 @@ class Plan:
         rows = self._drawn(epoch * self.steps_per_epoch * self.batch, self.steps_per_epoch * self.batch)
         pool = POOL * self.batch
         sorted_pools = [_by_length(rows[i : i + pool], self.lengths) for i in range(0, len(rows), pool)]
-        batches = np.concatenate(sorted_pools).reshape(self.steps_per_epoch, self.batch)
-        order = np.random.default_rng((self.seed, epoch, 1)).permutation(self.steps_per_epoch)
-        return batches[order]
+        batches: Ids = np.concatenate(sorted_pools).reshape(self.steps_per_epoch, self.batch)
+        shuffled: Ids = batches[np.random.default_rng((self.seed, epoch, 1)).permutation(self.steps_per_epoch)]
+        return shuffled
 
     def step(self, step: int) -> Ids:
         """Row ids of one global batch, counted over the whole stage, shape (batch,)."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        return _cached_epoch(self, epoch)[within]
+        rows: Ids = _cached_epoch(self, epoch)[within]
+        return rows
 
     def _drawn(self, start: int, count: int) -> Ids:
         pieces: list[Ids] = []

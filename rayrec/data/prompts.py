@@ -38,7 +38,7 @@ class EncodedPrompt:
 
 
 class PromptEncoder:
-    """Encodes rows of one catalogue. Every title is tokenised here, once; afterwards this is plain data for any task."""
+    """Encodes rows of one catalogue. Every title is tokenised here, once; afterwards it is plain data for any task."""
 
     def __init__(self, tokenizer: Tokenizer, titles: Sequence[str], title_chars: int) -> None:
         """``titles[i]`` belongs to item id ``i + 1``; longer ones are cut to ``title_chars`` characters."""

@@ -3,7 +3,6 @@
 Parquet is what a run leaves behind; it is decoded by row group, so reading 16 scattered rows would read all of it.
 """
 
-import os
 import uuid
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +28,7 @@ def open_table(uri: str) -> pa.Table:
         local.parent.mkdir(parents=True, exist_ok=True)
         partial = local.with_name(f"{key}.{uuid.uuid4().hex[:8]}.partial")
         _copy(pq.ParquetFile(path, filesystem=filesystem), partial)
-        os.replace(partial, local)
+        partial.replace(local)
     return pa.ipc.open_file(pa.memory_map(str(local))).read_all()
 
 

@@ -52,7 +52,11 @@ def training_batches(order: WorkerOrder, first_step: int, last_step: int) -> Ite
     with calm_ray_data():
         # No CPU of its own, one task at a time: workers may hold every CPU of the cluster, and fetching must not wait.
         fetched = ray.data.from_arrow(pieces).map_batches(
-            _fetch, fn_args=(order,), batch_size=call, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=1)
+            _fetch,  # type: ignore[arg-type]  # its types know no further arguments
+            fn_args=(order,),
+            batch_size=call,
+            num_cpus=0,
+            compute=ray.data.TaskPoolStrategy(size=1),
         )
         yield from fetched.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=2)
 

@@ -63,7 +63,11 @@ def _encoded(folder: str, split: str, data: DataConfig, encoder: Any) -> Iterato
     rows = len(prompt_rows(folder, split, data))
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     numbers = ray.data.range(rows, override_num_blocks=-(-rows // _BLOCK_ROWS))
-    encoded = numbers.map_batches(_encode, fn_args=(folder, split, data, encoder), batch_size=_BLOCK_ROWS)
+    encoded = numbers.map_batches(
+        _encode,  # type: ignore[arg-type]  # its types know no further arguments
+        fn_args=(folder, split, data, encoder),
+        batch_size=_BLOCK_ROWS,
+    )
     return iter(encoded.iter_batches(batch_size=_BLOCK_ROWS, batch_format="pyarrow"))
 
 

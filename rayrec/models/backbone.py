@@ -45,7 +45,8 @@ class Backbone(nn.Module):
         states_BTH = self.decoder(inputs_embeds=embeddings_BTH, use_cache=False).last_hidden_state
         last_BH = states_BTH[torch.arange(len(length_B), device=length_B.device), length_B - 1]
         yes, no = (last_BH.float() @ self.answer_rows_2H.T).unbind(-1)
-        return yes if self.yes_only else yes - no
+        logit_B: Tensor = yes if self.yes_only else yes - no
+        return logit_B
 
     def embedding_spread(self) -> float:
         """Standard deviation of the token embeddings."""
@@ -66,9 +67,22 @@ def load_backbone(
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{folder}: not a causal language model that transformers can load: {error}") from None
-    head = model.get_output_embeddings()
-    rows = head.weight[list(answers)].detach()
-    decoder: Any = model.get_decoder()
+    return _backbone(model, answers, yes_only, checkpointing)
+
+
+def empty_backbone(
+    folder: Path, *, answers: tuple[int, int], yes_only: bool, dtype: torch.dtype, checkpointing: bool = False
+) -> Backbone:
+    """The same with no weights loaded: its parameters lie on torch's default device, which may be "meta"."""
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True), dtype=dtype)
+    return _backbone(model, answers, yes_only, checkpointing)
+
+
+def _backbone(model: Any, answers: tuple[int, int], yes_only: bool, checkpointing: bool) -> Backbone:
+    rows = model.get_output_embeddings().weight[list(answers)].detach()
+    decoder = model.get_decoder()
     if checkpointing:
         decoder.gradient_checkpointing_enable({"use_reentrant": False})  # the reentrant kind needs trained embeddings
     return Backbone(decoder.requires_grad_(False), rows, yes_only=yes_only)

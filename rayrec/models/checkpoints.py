@@ -1,6 +1,5 @@
 """A backbone's sources -> a local folder in transformers' layout, converted once and cached."""
 
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
@@ -50,7 +49,7 @@ def _once(folder: Path, write: Callable[[Path], None]) -> Path:
     try:
         write(partial)
         try:
-            os.replace(partial, folder)
+            partial.replace(folder)
         except OSError:
             if not folder.is_dir():  # otherwise another process was first, with the same content
                 raise

@@ -33,7 +33,8 @@ class Block(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B1LL, dropout_p=rate)
         states_BLD = states_BLD + self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, length, width)))
         inner = self.dropout(F.relu(self.feed_in(self.feed_norm(states_BLD))))
-        return states_BLD + self.dropout(self.feed_out(inner))
+        fed_BLD: Tensor = states_BLD + self.dropout(self.feed_out(inner))
+        return fed_BLD
 
 
 class SASRec(nn.Module):
@@ -68,7 +69,8 @@ class SASRec(nn.Module):
         mask_B1LL = ((causal_LL & known_BL.unsqueeze(1)) | itself_LL).unsqueeze(1)
         for block in self.blocks:
             states = block(states, mask_B1LL)
-        return self.norm(states)  # type: ignore[no-any-return]
+        hidden_BLD: Tensor = self.norm(states)
+        return hidden_BLD
 
     def user_vectors(self, history_BL: Tensor) -> Tensor:
         """Shape (B, L) -> (B, D)."""

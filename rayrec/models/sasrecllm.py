@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rayrec.batch import Batch
 from rayrec.config import Config
-from rayrec.models.backbone import Backbone, add_lora, load_backbone
+from rayrec.models.backbone import Backbone, add_lora, empty_backbone, load_backbone
 from rayrec.models.mapper import Mapper
 from rayrec.models.sasrec import SASRec
 from rayrec.stages import Part
@@ -18,7 +18,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class SASRecLLM(nn.Module):
-    """The batch decides the path: no prompt -> the encoder alone; a text prompt -> the backbone; a hybrid one -> all."""
+    """The batch decides the path: no prompt: the encoder alone; a text prompt: the backbone; a hybrid one: all."""
 
     def __init__(self, encoder: SASRec | None, mapper: Mapper | None, backbone: Backbone | None) -> None:
         super().__init__()
@@ -84,6 +84,7 @@ class ModelShape:
     max_len: int
     backbone: Path | None = None
     answers: tuple[int, int] | None = None  # token ids of "Yes" and "No"
+    empty: bool = False  # nothing loaded: for counting on the meta device
 
 
 def build(config: Config, shape: ModelShape, *, parts: Collection[Part], with_backbone: bool) -> SASRecLLM:
@@ -92,7 +93,7 @@ def build(config: Config, shape: ModelShape, *, parts: Collection[Part], with_ba
     backbone = None
     if with_backbone:
         assert shape.backbone is not None and shape.answers is not None
-        backbone = load_backbone(
+        backbone = (empty_backbone if shape.empty else load_backbone)(
             shape.backbone,
             answers=shape.answers,
             yes_only=config.backbone.score == "yes",

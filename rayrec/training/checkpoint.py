@@ -66,7 +66,9 @@ def latest(stage_folder: str) -> Resumed | None:
     folder = storage.join(stage_folder, "checkpoints")
     for name in storage.names(folder):
         if name.endswith(".partial") or not storage.exists(storage.join(folder, name, MARK)):
-            _log.warning("%s: an incomplete checkpoint, left by an interrupted run; skipped", storage.join(folder, name))
+            _log.warning(
+                "%s: an incomplete checkpoint, left by an interrupted run; skipped", storage.join(folder, name)
+            )
     complete = _complete(folder)
     if not complete:
         return None

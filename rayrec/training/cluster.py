@@ -25,23 +25,24 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     # Workers poll each other this often; the default of two seconds is the floor of every epoch.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
         try:
             check_fits(cluster, _cluster_limit())
             yield
         finally:
             ray.shutdown()
         return
-    cores = os.cpu_count() or 1
-    check_fits(cluster, {"CPU": cores, "GPU": _local_gpus()})
+    limit = local_limit()
+    assert limit is not None
+    check_fits(cluster, limit)
     # Ray ends idle processes after a second and pays for their imports again at the next step.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     ray.init(
         address="local",
-        num_cpus=cores + _SPARE_CPUS,
+        num_cpus=int(limit["CPU"]) + _SPARE_CPUS,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
     try:
         yield
@@ -69,7 +70,10 @@ def _cluster_limit() -> dict[str, float]:
     return limit
 
 
-def _local_gpus() -> int:
+def local_limit() -> dict[str, float] | None:
+    """What an embedded cluster has; None where the job runs on a cluster of its own."""
+    if "RAY_ADDRESS" in os.environ:
+        return None
     import torch  # noqa: PLC0415  (seconds to import)
 
-    return torch.cuda.device_count()
+    return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}

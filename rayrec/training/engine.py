@@ -32,7 +32,9 @@ def learning_rate(step: int, total: int, warmup: float, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 
-def parameter_groups(model: nn.Module, parameters: Mapping[str, nn.Parameter], stage: StageConfig) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], stage: StageConfig
+) -> list[dict[str, Any]]:
     """AdamW groups by (rate, decay): no decay on biases and norms, a part's own rate where the stage gives one."""
     norms = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -211,7 +213,9 @@ def _is_unsharded(parameter: nn.Parameter) -> bool:
 def _unsharded_masters(optimizer: Any) -> dict[int, Tensor]:
     """id of a low-precision parameter -> its fp32 master, for ZeRO-0's mixed-precision optimizer."""
     low, full = getattr(optimizer, "fp16_groups", []), getattr(optimizer, "fp32_groups", [])
-    return {id(p): master for ps, masters in zip(low, full, strict=False) for p, master in zip(ps, masters, strict=True)}
+    return {
+        id(p): master for ps, masters in zip(low, full, strict=False) for p, master in zip(ps, masters, strict=True)
+    }
 
 
 def _zero3_share(parameter: Any, value: Tensor) -> Tensor:
@@ -231,7 +235,5 @@ def _initialize(objective: Objective, optimizer: torch.optim.Optimizer, config: 
 
     # Without this DeepSpeed compiles a shared-memory all-reduce for a minute; gloo gives the same sums.
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    engine, *_ = deepspeed.initialize(
-        model=objective, optimizer=optimizer, config=config, dist_init_required=False
-    )
+    engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=config, dist_init_required=False)
     return engine

@@ -1,7 +1,5 @@
 """The only TorchTrainer: a stage on a group of workers, restarted from its last checkpoint when one dies."""
 
-import logging
-import os
 from typing import Any
 
 import ray.train
@@ -9,14 +7,13 @@ from ray.train.torch import TorchTrainer
 
 from rayrec import storage
 from rayrec.errors import InputError
-from rayrec.stages import Part, StageName
 from rayrec.training.job import StageJob
 from rayrec.training.loop import train_worker
 from rayrec.training.parts import CARD, part_folder
 from rayrec.training.progress import live_line
 
 
-class StageFailed(RuntimeError):
+class StageError(RuntimeError):
     """A stage did not reach its end; the message says why and where to look."""
 
 
@@ -30,12 +27,12 @@ def run_stage(job: StageJob) -> dict[str, Any]:
 
     Raises:
         InputError: the workers found a part or checkpoint that cannot be used.
-        StageFailed: the stage ended before its planned steps, and not by early stopping.
+        StageError: the stage ended before its planned steps, and not by early stopping.
     """
     cluster = job.config.cluster
     with live_line(job.stage.value, job.total_steps) as board:
         trainer = TorchTrainer(
-            train_worker,
+            train_worker,  # type: ignore[arg-type]  # its types say None, but Ray passes on what the loop returns
             train_loop_config={"job": job, "board": board},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=cluster.workers,
@@ -49,19 +46,20 @@ def run_stage(job: StageJob) -> dict[str, Any]:
             ),
         )
         try:
-            summary: dict[str, Any] | None = trainer.fit().return_value
+            result: Any = trainer.fit()
+            summary: dict[str, Any] | None = result.return_value
         except Exception as error:  # Ray wraps what the workers raised in several ways
-            raise StageFailed(f"stage {job.stage} failed: {_reason(error)}; see {job.folder}") from error
+            raise StageError(f"stage {job.stage} failed: {_reason(error)}; see {job.folder}") from error
     if summary and summary["error"]:
         raise InputError(summary["error"])
     if not summary or not (summary["progress"]["stopped_early"] or summary["progress"]["step"] >= job.total_steps):
-        raise StageFailed(f"stage {job.stage} ended before its {job.total_steps} steps; see {job.folder}")
+        raise StageError(f"stage {job.stage} ended before its {job.total_steps} steps; see {job.folder}")
     return summary
 
 
 def worker_resources(cpus: int, gpus: int) -> dict[str, float]:
     """Ray resources of one worker."""
-    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    return {"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {})
 
 
 def _reason(error: BaseException) -> str:

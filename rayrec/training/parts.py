@@ -23,6 +23,7 @@ WEIGHTS, CARD = "model.safetensors", "part.json"
 
 
 def part_folder(run: str, stage: StageName, part: Part) -> str:
+    """Where a run keeps a part as a stage left it."""
     return storage.join(run, "parts", stage.value, part.value)
 
 
