@@ -3,6 +3,7 @@
 What must be whole is published: on a file system by one rename, elsewhere by writing its mark last.
 """
 
+import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -24,8 +25,15 @@ def is_local(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """A local path made absolute: workers and jobs run in other folders. A URI stays as it is."""
-    return str(Path(uri).expanduser().resolve()) if is_local(uri) else uri.rstrip("/")
+    """A local path made absolute: workers run in other folders. A URI stays as it is.
+
+    A submitted job runs in a copy of the working directory that goes away with it; there a relative path counts from
+    the home folder.
+    """
+    if not is_local(uri):
+        return uri.rstrip("/")
+    base = Path.home() if "RAY_ADDRESS" in os.environ else Path.cwd()
+    return str((base / Path(uri).expanduser()).resolve())
 
 
 def _open(uri: str) -> tuple[fs.FileSystem, str]:

@@ -119,10 +119,10 @@ class Engine:
         return max(float(g["lr"]) for g in self._engine.optimizer.param_groups)
 
     @property
-    def gradient_norm(self) -> float:
-        """Global gradient norm of the last step, before clipping."""
+    def gradient_norm(self) -> float | None:
+        """Global gradient norm of the last step, before clipping; None where DeepSpeed does not tell (ZeRO-0, fp32)."""
         norm = self._engine.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+        return None if norm is None else float(norm)
 
     def weights(self) -> State:
         """Full fp32 weights of the trained parts, on every rank (a collective under ZeRO-3)."""

@@ -123,6 +123,7 @@ class Stage:
             "epoch": step // self.job.steps_per_epoch,
             "loss": loss,
             "lr": self.engine.learning_rate,
+            "grad_norm": self.engine.gradient_norm,
             "rows_per_s": self.job.settings.batch / (waited + busy),
             "tokens_per_s": filled / (waited + busy),
             "seconds": waited + busy,

@@ -1,0 +1,101 @@
+"""The stage table says what the method says, and where a part comes from is never a guess."""
+
+import pytest
+
+from rayrec import stages
+from rayrec.stages import (
+    STAGES,
+    SYSTEMS,
+    Loss,
+    Part,
+    StageName,
+    StageSpec,
+    Stream,
+    SystemName,
+    ancestors,
+    inherited,
+    origins,
+)
+
+ENCODER, MAPPER, LORA = Part.ENCODER, Part.MAPPER, Part.LORA
+PRETRAIN, TUNE_LORA, TUNE_HYBRID = StageName.PRETRAIN_ENCODER, StageName.TUNE_LORA, StageName.TUNE_HYBRID
+
+# The method: what each stage trains, reads, inherits.
+TABLE = {
+    PRETRAIN: ({ENCODER}, Stream.INTERACTIONS, {}),
+    TUNE_LORA: ({LORA}, Stream.TEXT_PROMPTS, {}),
+    TUNE_HYBRID: ({ENCODER, MAPPER}, Stream.HYBRID_PROMPTS, {ENCODER: PRETRAIN, LORA: TUNE_LORA}),
+}
+
+
+@pytest.mark.parametrize("stage", StageName)
+def test_a_stage_is_as_the_method_says(stage: StageName) -> None:
+    trains, reads, starts_from = TABLE[stage]
+    assert STAGES[stage].trains == trains
+    assert STAGES[stage].reads is reads
+    assert inherited(stage) == starts_from
+
+
+def test_only_the_encoder_has_a_choice_of_losses() -> None:
+    assert {stage: spec.losses for stage, spec in STAGES.items()} == {
+        PRETRAIN: (Loss.LABEL_BCE, Loss.NEXT_ITEM),
+        TUNE_LORA: (Loss.LABEL_BCE,),
+        TUNE_HYBRID: (Loss.LABEL_BCE,),
+    }
+
+
+def test_the_last_stage_that_trained_a_part_is_its_origin() -> None:
+    assert origins(PRETRAIN) == {ENCODER: PRETRAIN}
+    assert origins(TUNE_LORA) == {LORA: TUNE_LORA}
+    assert origins(TUNE_HYBRID) == {ENCODER: TUNE_HYBRID, MAPPER: TUNE_HYBRID, LORA: TUNE_LORA}
+    assert ancestors(TUNE_HYBRID) == [TUNE_HYBRID, PRETRAIN, TUNE_LORA]
+
+
+def test_the_table_is_in_an_order_that_can_be_run() -> None:
+    done: list[StageName] = []
+    for stage in STAGES:
+        assert set(STAGES[stage].starts_from) <= set(done)
+        done.append(stage)
+    assert set(done) == set(StageName)
+
+
+@pytest.mark.parametrize("system", SystemName)
+def test_every_part_of_a_system_has_an_origin(system: SystemName) -> None:
+    spec = SYSTEMS[system]
+    assert spec.parts <= set(origins(spec.after) if spec.after else {})
+    if spec.after:
+        assert spec.reads is STAGES[spec.after].reads  # it is scored on what it was trained on
+        assert STAGES[spec.after].trains <= spec.parts
+
+
+def test_every_system_is_there() -> None:
+    assert set(SYSTEMS) == set(SystemName)
+    assert SYSTEMS[SystemName.SASRECLLM].parts == set(Part)
+    assert not SYSTEMS[SystemName.ICL].parts  # the untouched backbone
+
+
+def test_two_origins_of_one_part_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = StageSpec(trains=frozenset({ENCODER}), reads=Stream.INTERACTIONS)
+    both = StageSpec(trains=frozenset({MAPPER}), reads=Stream.HYBRID_PROMPTS, starts_from=(PRETRAIN, TUNE_LORA))
+    monkeypatch.setattr(stages, "STAGES", {PRETRAIN: encoder, TUNE_LORA: encoder, TUNE_HYBRID: both})
+    with pytest.raises(ValueError, match="tune_hybrid inherits encoder from both pretrain_encoder and tune_lora"):
+        inherited(TUNE_HYBRID)
+    with pytest.raises(ValueError, match="encoder"):
+        origins(TUNE_HYBRID)
+
+
+def test_a_part_that_is_trained_again_has_the_latest_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = {
+        PRETRAIN: StageSpec(trains=frozenset({ENCODER, LORA}), reads=Stream.INTERACTIONS),
+        TUNE_LORA: StageSpec(trains=frozenset({LORA}), reads=Stream.TEXT_PROMPTS, starts_from=(PRETRAIN,)),
+        TUNE_HYBRID: StageSpec(trains=frozenset({MAPPER}), reads=Stream.HYBRID_PROMPTS, starts_from=(TUNE_LORA,)),
+    }
+    monkeypatch.setattr(stages, "STAGES", chain)
+    assert inherited(TUNE_HYBRID) == {ENCODER: PRETRAIN, LORA: TUNE_LORA}
+
+
+def test_a_name_prints_as_itself() -> None:
+    assert f"{TUNE_LORA} {ENCODER} {Stream.HYBRID_PROMPTS}" == "tune_lora encoder hybrid_prompts"
+    assert Part("lora") is LORA
+    assert not Stream.INTERACTIONS.uses_backbone
+    assert Stream.TEXT_PROMPTS.uses_backbone and Stream.HYBRID_PROMPTS.uses_backbone
