@@ -35,6 +35,8 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     limit = local_limit()
     assert limit is not None
     check_fits(cluster, limit)
+    # The core's warnings (every actor of a pool, say) would drown the run's own lines; set it yourself to see them.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Ray ends idle processes after a second and pays for their imports again at the next step.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     ray.init(

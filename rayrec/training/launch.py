@@ -1,5 +1,6 @@
 """The only TorchTrainer: a stage on a group of workers, restarted from its last checkpoint when one dies."""
 
+import re
 from typing import Any
 
 import ray.train
@@ -63,8 +64,9 @@ def worker_resources(cpus: int, gpus: int) -> dict[str, float]:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost message of an exception chain, on one line."""
+    """The innermost message of an exception chain, on one line: Ray's are whole tracebacks, some with advice behind."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+    return (named or lines or [type(error).__name__])[-1]
