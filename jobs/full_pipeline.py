@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Prepare the data, train every stage, score every system, write the report.
 
-python jobs/full_pipeline.py                                     # MovieLens-100K + SmolLM2-135M, this machine
-ray job submit --working-dir . -- python jobs/full_pipeline.py --config configs/ml1m_tinyllama_t4.yaml
+python jobs/full_pipeline.py        # MovieLens-100K + SmolLM2-135M, this machine
+ray job submit --working-dir . -- python jobs/full_pipeline.py --config configs/smoke.yaml
 """
 
 from pathlib import Path

@@ -2,7 +2,7 @@
 """Train one stage alone, from the parts that the run has (or that stages.STAGE.starts_from names).
 
 python jobs/train_stage.py pretrain_encoder
-python jobs/train_stage.py tune_hybrid --set stages.tune_hybrid.starts_from.encoder=/path/to/parts/x/encoder
+python jobs/train_stage.py tune_hybrid --set stages.tune_hybrid.starts_from.encoder=/parts/x/encoder
 """
 
 from pathlib import Path

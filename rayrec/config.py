@@ -3,6 +3,7 @@
 Imports neither torch nor ray. A run's identity is ``fingerprint(config)``.
 """
 
+import copy
 import difflib
 import hashlib
 import json
@@ -11,10 +12,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from rayrec.errors import InputError
-from rayrec.stages import STAGES, Loss, Part, StageName
+from rayrec.stages import STAGES, Loss, Part, StageName, inherited
 
 Dataset = Literal["ml-100k", "ml-1m", "table", "synthetic"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -144,6 +154,11 @@ class BackboneConfig(Section):
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("score", mode="before")
+    @classmethod
+    def _yes_is_a_word(cls, value: Any) -> Any:
+        return "yes" if value is True else value  # YAML reads a bare yes as true
+
 
 class LoraConfig(Section):
     """TALLRec's adapter."""
@@ -178,7 +193,7 @@ class StageConfig(Section):
     batch: PositiveInt = 16  # rows per optimizer step, over all workers
     micro_batch: PositiveInt | None = None  # rows per forward pass of one worker; None: the worker's whole share
     lr: float = Field(1e-3, gt=0)
-    part_lr: Mapping[Part, float] = {}  # where a part needs another rate than `lr`
+    part_lr: Mapping[Part, PositiveFloat] = {}  # where a part needs another rate than `lr`
     weight_decay: float = Field(1e-3, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1)  # share of the stage's steps
     patience: PositiveInt = 20  # evaluations without a better validation AUC before the stage stops
@@ -204,7 +219,7 @@ class TuneLoraConfig(StageConfig):
 
 
 class TuneHybridConfig(TuneLoraConfig):
-    part_lr: Mapping[Part, float] = {Part.ENCODER: 1e-4}  # at the mapper's rate the encoder forgets
+    part_lr: Mapping[Part, PositiveFloat] = {Part.ENCODER: 1e-4}  # at the mapper's rate the encoder forgets
 
 
 class StagesConfig(Section):
@@ -221,6 +236,10 @@ class StagesConfig(Section):
             for key in (*stage.part_lr, *(stage.trains or ())):
                 if key not in spec.trains:
                     raise ValueError(f"{name} does not train {key}; it trains {', '.join(sorted(spec.trains))}")
+            held = spec.trains | frozenset(inherited(name))
+            for key in stage.starts_from:
+                if key not in held:
+                    raise ValueError(f"{name}.starts_from: {name} has no {key}; it has {', '.join(sorted(held))}")
         return self
 
     def __getitem__(self, name: StageName) -> StageConfig:
@@ -300,7 +319,7 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
 
 def override(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """A copy of ``tree`` with each ``dotted.path=value`` set; values are read as YAML (``1e-3`` as a number)."""
-    result: dict[str, Any] = json.loads(json.dumps(tree))
+    result: dict[str, Any] = copy.deepcopy(dict(tree))
     for assignment in assignments:
         dotted, sign, text = assignment.partition("=")
         if not sign or not dotted:
@@ -311,7 +330,10 @@ def override(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
                 raise InputError(f"--set {assignment}: {key!r} is a value, not a section")
-        node[leaf] = yaml.safe_load(text)
+        try:
+            node[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {assignment}: the value is not readable as YAML: {error}") from None
     return result
 
 

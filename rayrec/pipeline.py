@@ -17,12 +17,12 @@ from rayrec.models.checkpoints import local_backbone
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, predictions_path, score_systems
 from rayrec.sources import fetch
-from rayrec.stages import STAGES, SYSTEMS, StageName
+from rayrec.stages import STAGES, SYSTEMS, StageName, inherited
 from rayrec.training.cluster import connected
 from rayrec.training.job import StageJob
 from rayrec.training.launch import is_complete, run_stage
-from rayrec.training.model import quiet_libraries, stage_origins
-from rayrec.training.parts import read_card
+from rayrec.training.model import quiet_libraries
+from rayrec.training.parts import CARD, part_folder
 
 
 def full_pipeline(config: Config) -> None:
@@ -49,6 +49,7 @@ def prepare_only(config: Config) -> None:
 def train_only(config: Config, stage: StageName) -> None:
     """One stage, from the parts that are there."""
     run = _start(config)
+    _check_parts(run, stage)  # before a cluster is started for it
     with connected(config.cluster):
         _prepare(run)
         _train(run, stage)
@@ -128,6 +129,7 @@ def _train(run: Run, stage: StageName) -> None:
         print(f"{stage}  complete before")
         return
     _check_stage(job)
+    _check_parts(run, stage)
     summary = run_stage(job)
     progress = summary["progress"]
     early = ", stopped early" if progress["stopped_early"] else ""
@@ -142,8 +144,18 @@ def _check_stage(job: StageJob) -> None:
             f"stages.{job.stage}.batch: {job.settings.batch} rows, but the training set has {job.facts.rows['train']};"
             " use a smaller batch"
         )
-    for folder in stage_origins(job).values():
-        read_card(folder)
+
+
+def _check_parts(run: Run, stage: StageName) -> None:
+    """Raises ``InputError`` where a part that the stage starts from is not there."""
+    named = run.config.stages[stage].starts_from
+    for part, source in inherited(stage).items():
+        folder = named.get(part) or part_folder(run.folder, source, part)
+        if not storage.exists(storage.join(folder, CARD)):
+            raise InputError(
+                f"{folder}: no trained {part} here; run jobs/train_stage.py {source} first,"
+                f" or name another folder with --set stages.{stage}.starts_from.{part}=FOLDER"
+            )
 
 
 def _evaluate(run: Run) -> None:

@@ -32,9 +32,9 @@ class Run:
         return storage.join(self.folder, *names)
 
     def check_name(self) -> None:
-        """Raises ``InputError`` where the name already holds another configuration."""
+        """Raises ``InputError`` where the name already holds another configuration, and data prepared with it."""
         path = self.path("config.yaml")
-        if not storage.exists(path):
+        if not (storage.exists(path) and self.is_prepared):
             return
         held = yaml.safe_load(storage.read_text(path))
         if held["fingerprint"] != fingerprint(identity(self.config)):
@@ -45,15 +45,15 @@ class Run:
             )
 
     def bind(self) -> None:
-        """Write ``config.yaml``, the first time; from then on the name stands for this configuration.
+        """Write ``config.yaml``; once data is prepared with it, the name stands for this configuration.
 
         Raises:
             InputError: the name holds another configuration, or the storage cannot be written.
         """
-        self.check_name()
         storage.check_writable(self.folder)
+        self.check_name()
         path = self.path("config.yaml")
-        if not storage.exists(path):
+        if not (storage.exists(path) and self.is_prepared):  # a first try with a mistake in it binds nothing
             content = {
                 "fingerprint": fingerprint(identity(self.config)),
                 "versions": package_versions(),

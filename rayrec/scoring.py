@@ -26,10 +26,10 @@ from rayrec.errors import InputError
 from rayrec.models.baselines.bias import BiasFloor
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.run import Run
-from rayrec.stages import SYSTEMS, Stream, SystemName, SystemSpec, origins
+from rayrec.stages import SYSTEMS, Part, Stream, SystemName, SystemSpec
 from rayrec.training.evaluate import Scores, score_rows
 from rayrec.training.launch import is_complete, worker_resources
-from rayrec.training.model import ScoringJob, scoring_model
+from rayrec.training.model import ScoringJob, scoring_model, stage_origins
 from rayrec.training.parts import part_folder
 
 _SAMPLE_SEED = 0  # the sample of test users is part of the protocol, not of the run: every seed is judged on the same
@@ -93,11 +93,15 @@ def score_systems(run: Run) -> None:
 def _task(run: Run, spec: SystemSpec, stream: Stream) -> "_Task":
     if spec.after is not None and not is_complete(run.stage_job(spec.after)):
         raise InputError(f"{spec.title}: stage {spec.after} has not run; run jobs/train_stage.py {spec.after} first")
-    found = origins(spec.after) if spec.after else {}
+    folders: dict[Part, str] = {}
+    if spec.after is not None:  # what the stage started from, except for what it trained itself
+        stage = run.stage_job(spec.after)
+        trained = {part: part_folder(run.folder, spec.after, part) for part in stage.trains}
+        folders = stage_origins(stage) | trained
     job = ScoringJob(
         config=run.config,
         facts=run.facts,
-        parts={part: part_folder(run.folder, found[part], part) for part in spec.parts},
+        parts={part: folders[part] for part in spec.parts},
         uses_backbone=stream.uses_backbone,
     )
     return _Task(job, RowSource(run.path("data"), "test", stream, run.facts.max_len))

@@ -7,6 +7,7 @@ bytes a trainable parameter) and ``progress.json``. The folder appears in one re
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
@@ -35,7 +36,7 @@ class Progress:
 
     def judged(self, value: float) -> "Progress":
         """Progress after an evaluation; an undefined value (NaN) is never the best."""
-        if self.best is None or value > self.best:
+        if not math.isnan(value) and (self.best is None or value > self.best):
             return replace(self, best=value, best_step=self.step, stale=0)
         return replace(self, stale=self.stale + 1)
 

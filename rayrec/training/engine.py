@@ -120,9 +120,9 @@ class Engine:
 
     @property
     def gradient_norm(self) -> float | None:
-        """Global gradient norm of the last step, before clipping; None where DeepSpeed does not tell (ZeRO-0, fp32)."""
+        """Global gradient norm of the last step, before clipping; None where it is not told or not finite."""
         norm = self._engine.get_global_grad_norm()
-        return None if norm is None else float(norm)
+        return None if norm is None or not math.isfinite(norm) else float(norm)
 
     def weights(self) -> State:
         """Full fp32 weights of the trained parts, on every rank (a collective under ZeRO-3)."""

@@ -42,7 +42,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """What each worker of the group runs; ``config`` holds the ``StageJob`` and the driver's progress board."""
     try:
         summary = Stage(config["job"], config["board"]).run()
-    except InputError as error:  # the same on every worker; a restart would not mend it
+    except (InputError, FloatingPointError) as error:  # the same on every worker; a restart would not mend it
         summary = Summary(error=str(error))
     return asdict(summary)
 
@@ -115,7 +115,9 @@ class Stage:
         self.model.set_mode(self.job.trains)
         loss = self.engine.step(micro, step)
         if not math.isfinite(loss):
-            raise FloatingPointError(f"{self.job.stage}: the loss is {loss} at step {step + 1}; lower the stage's lr")
+            raise FloatingPointError(
+                f"stages.{self.job.stage}.lr: the loss is {loss} at step {step + 1}; use a lower rate"
+            )
         filled, cells = _total(micro)
         busy = self.watch.lap()
         return {
@@ -136,7 +138,7 @@ class Stage:
         found = self.validator.evaluate(self.model, self.engine.device)
         line.update(found)
         judged = progress.judged(found["valid_auc"])
-        if judged.best_step == progress.step:
+        if judged.best_step == progress.step or judged.best is None:  # none: validation told nothing so far
             self.best = self.engine.weights()
         self.watch.lap()
         return replace(judged, stopped_early=judged.stale >= self.job.settings.patience)

@@ -40,11 +40,14 @@ def read_card(folder: str) -> dict[str, Any]:
     """The part's ``part.json``.
 
     Raises:
-        InputError: there is no complete part.
+        InputError: there is no complete part, or its card is damaged.
     """
     if not storage.exists(storage.join(folder, CARD)):
         raise InputError(f"{folder}: no trained part here; run the stage that trains it, or name a part that is there")
-    card: dict[str, Any] = json.loads(storage.read_text(storage.join(folder, CARD)))
+    try:
+        card: dict[str, Any] = json.loads(storage.read_text(storage.join(folder, CARD)))
+    except ValueError:
+        raise InputError(f"{folder}/{CARD}: damaged or cut short; train or copy the part again") from None
     return card
 
 

@@ -1,8 +1,31 @@
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+import processes
 import pytest
 import ray
+
+# smoke.yaml with more epochs and a checkpoint after each: long enough for a kill to land in the middle of a stage.
+EPOCHS = {"pretrain_encoder": 12, "tune_lora": 8, "tune_hybrid": 8}
+LONGER = [
+    option
+    for stage, epochs in EPOCHS.items()
+    for key, value in (("epochs", epochs), ("checkpoint_every", 1), ("patience", 99))
+    for option in ("--set", f"stages.{stage}.{key}={value}")
+]
+SMOKE = ["--config", "configs/smoke.yaml", *LONGER]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A run that nothing interrupted."""
+
+    folder: Path  # {storage}/{name}
+    options: list[str]
+    finished: processes.Finished
+    env: dict[str, str]
 
 
 @pytest.fixture(scope="session")
@@ -11,3 +34,19 @@ def ray_local() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def job_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment of a job: a cache of its own, nothing of this process's Ray."""
+    return processes.environment(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(job_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """The whole pipeline of the smoke configuration, once for all tests."""
+    storage = tmp_path_factory.mktemp("uninterrupted")
+    options = [*SMOKE, "--set", f"storage={storage}"]
+    finished = processes.run(processes.job("full_pipeline", *options), job_env, storage / "log")
+    print(f"uninterrupted run: {finished.seconds:.0f} s")
+    return Pipeline(storage / "smoke", options, finished, job_env)

