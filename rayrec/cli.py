@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rayrec.config import Config, load
+from rayrec.config import Config
 from rayrec.errors import InputError
+from rayrec.settings import load
 from rayrec.stages import StageName
 
 

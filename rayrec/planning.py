@@ -33,8 +33,8 @@ def print_plan(config: Config) -> None:
         InputError: one of the checks fails.
     """
     run = Run(config)
-    run.check_name()
     storage.check_writable(storage.absolute(config.storage))
+    run.check_name()
     limit = local_limit()
     if limit is not None:
         check_fits(config.cluster, limit)

@@ -114,18 +114,6 @@ SYSTEMS = MappingProxyType(
 )
 
 
-def ancestors(stage: StageName) -> list[StageName]:
-    """The stage and all that it builds on, latest first: the order in which a part's origin is looked up."""
-    order: list[StageName] = []
-    queue = [stage]
-    while queue:
-        name = queue.pop(0)
-        if name not in order:
-            order.append(name)
-            queue += STAGES[name].starts_from
-    return order
-
-
 def inherited(stage: StageName) -> dict[Part, StageName]:
     """Part -> the latest ancestor that trained it, for the parts that ``stage`` starts from.
 
@@ -139,8 +127,3 @@ def inherited(stage: StageName) -> dict[Part, StageName]:
             if known != source:
                 raise ValueError(f"{stage} inherits {part} from both {known} and {source}")
     return origin
-
-
-def origins(after: StageName) -> dict[Part, StageName]:
-    """Part -> the stage whose saved part a system reads once ``after`` has run."""
-    return inherited(after) | dict.fromkeys(STAGES[after].trains, after)

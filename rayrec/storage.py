@@ -30,6 +30,7 @@ def absolute(uri: str) -> str:
     A submitted job runs in a copy of the working directory that goes away with it; there a relative path counts from
     the home folder.
     """
+    uri = uri.removeprefix("file://")
     if not is_local(uri):
         return uri.rstrip("/")
     base = Path.home() if "RAY_ADDRESS" in os.environ else Path.cwd()

@@ -15,8 +15,8 @@ from conftest import EPOCHS, LONGER, Pipeline
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
 
-from rayrec.config import load
 from rayrec.run import Run
+from rayrec.settings import load
 from rayrec.stages import STAGES, SYSTEMS, Part, StageName, SystemName
 from rayrec.training.model import stage_model
 from rayrec.training.parts import part_folder
@@ -214,7 +214,7 @@ def test_one_stage_alone_and_one_part_of_it(uninterrupted: Pipeline, folder: Pat
             copy = tmp_path / "smoke" / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
-    trained = processes.run(processes.job("train_stage", *options), uninterrupted.env, tmp_path / "trained").checked()
+    processes.run(processes.job("train_stage", *options), uninterrupted.env, tmp_path / "trained").checked()
     assert [path.name for path in (tmp_path / "smoke" / "parts" / "tune_hybrid").iterdir()] == ["mapper"]
     mapper = part(tmp_path / "smoke", "tune_hybrid", "mapper")
     size = (tmp_path / "smoke/stages/tune_hybrid/checkpoints/step-00000005/state.safetensors").stat().st_size

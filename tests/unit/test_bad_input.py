@@ -19,9 +19,10 @@ import pytest
 import ray
 
 from rayrec import cli, pipeline, storage
-from rayrec.config import Config, load
+from rayrec.config import Config
 from rayrec.errors import InputError
 from rayrec.run import Run
+from rayrec.settings import load
 from rayrec.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rayrec.config import load
+from rayrec.settings import load
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "cluster.yaml").read_text(encoding="utf-8")

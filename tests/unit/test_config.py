@@ -6,17 +6,9 @@ from typing import Any
 
 import pytest
 
-from rayrec.config import (
-    Config,
-    accumulation_steps,
-    differences,
-    fingerprint,
-    identity,
-    load,
-    override,
-    validate,
-)
+from rayrec.config import Config, accumulation_steps, differences, fingerprint, identity
 from rayrec.errors import InputError
+from rayrec.settings import load, override, validate
 from rayrec.stages import Loss, Part, StageName
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").rglob("*.yaml"))

@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from rayrec.config import load
+from rayrec.settings import load
 
 if sys.version_info >= (3, 11):
     import tomllib
