@@ -26,8 +26,8 @@ lint: .venv/.ready  ## set up, then style, types and import layers
 	  exit 1; }
 	@echo "Setting up .venv with $$($(PYTHON) --version): once, a few minutes"
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -q -c constraints.txt pip
-	.venv/bin/python -m pip install -q -c constraints.txt --build-constraint constraints.txt -e '.[dev]'
+	.venv/bin/python -m pip install -qq -c constraints.txt pip
+	.venv/bin/python -m pip install -qq -c constraints.txt --build-constraint constraints.txt -e '.[dev]'
 	@touch $@
 
 # Not runs/: those are results, and yours.

@@ -45,12 +45,15 @@ def _open(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def check_writable(uri: str) -> None:
-    """Write and delete a small file below ``uri``.
+    """Write and delete a small file where ``uri`` is or would be; nothing is left, not even a folder.
 
     Raises:
         InputError: that fails.
     """
-    probe = join(uri, f".write-test-{uuid.uuid4().hex[:8]}")
+    place = uri
+    while is_local(place) and not Path(place).exists():
+        place = str(Path(place).parent)
+    probe = join(place, f".write-test-{uuid.uuid4().hex[:8]}")
     try:
         write_bytes(probe, b"")
         delete(probe)
