@@ -5,12 +5,12 @@ soon as its last row is scored, so that an interrupted evaluation goes on with t
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 import torch
@@ -34,7 +34,7 @@ from rayrec.training.parts import part_folder
 
 _SAMPLE_SEED = 0  # the sample of test users is part of the protocol, not of the run: every seed is judged on the same
 _CALL_BATCHES = 4  # forward passes of one actor call
-_SYSTEM, _IDS = "system", "ids"
+_SYSTEM, _BATCHES = "system", "batches"
 
 
 def test_sample(run: Run) -> Ids:
@@ -84,10 +84,11 @@ def score_systems(run: Run) -> None:
         return
     calls = _calls(run, tasks, ids)
     with calm_ray_data():
-        done: list[pa.Table] = []
-        for table in _scored_by_actors(run.config.cluster, tasks, calls):
-            done.append(table)
-            _write_complete(run, pa.concat_tables(done), ids)
+        scored = _scored_by_actors(run.config.cluster, tasks, calls)
+        for name, tables in groupby(scored, key=lambda table: table[_SYSTEM][0].as_py()):  # they come in order
+            rows = pa.concat_tables(tables).sort_by(c.ROW)
+            assert np.array_equal(rows[c.ROW].to_numpy(), ids)
+            _write_predictions(run, SystemName(name), ids, rows[c.SCORE].to_numpy())
 
 
 def _task(run: Run, spec: SystemSpec, stream: Stream) -> "_Task":
@@ -107,43 +108,32 @@ def _task(run: Run, spec: SystemSpec, stream: Stream) -> "_Task":
     return _Task(job, RowSource(run.path("data"), "test", stream, run.facts.max_len))
 
 
-def _calls(run: Run, tasks: Mapping[SystemName, "_Task"], ids: Ids) -> list[pa.Table]:
+def _calls(run: Run, tasks: Mapping[SystemName, "_Task"], ids: Ids) -> list[dict[str, Any]]:
     """The work of every actor call: a system and some forward passes, cut beforehand, so that which actor runs a pass
     changes no bit of its scores.
     """
-    calls = []
+    calls: list[dict[str, Any]] = []
     for system, task in tasks.items():
         batches = scoring_batches(ids, task.source.open().lengths, run.config.evaluation.batch)
         for i in range(0, len(batches), _CALL_BATCHES):
-            piece = batches[i : i + _CALL_BATCHES]
-            calls.append(pa.table({_SYSTEM: [system.value] * len(piece), _IDS: pa.array(piece, pa.list_(pa.int64()))}))
+            calls.append({_SYSTEM: system.value, _BATCHES: [ids.tolist() for ids in batches[i : i + _CALL_BATCHES]]})
     return calls
 
 
 def _scored_by_actors(
-    cluster: ClusterConfig, tasks: Mapping[SystemName, "_Task"], calls: list[pa.Table]
+    cluster: ClusterConfig, tasks: Mapping[SystemName, "_Task"], calls: list[dict[str, Any]]
 ) -> Iterator[pa.Table]:
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
     resources = worker_resources(cluster.cpus_per_worker, cluster.gpus_per_worker)
-    scored = ray.data.from_arrow(calls).map_batches(
+    scored = ray.data.from_items(calls, override_num_blocks=len(calls)).map_batches(
         _Scorer,
         fn_constructor_args=(dict(tasks),),
-        batch_size=None,
+        batch_size=None,  # one call is one block
+        batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(cluster.workers, len(calls))),
         num_cpus=resources["CPU"],
         num_gpus=resources.get("GPU", 0),
     )
     return iter(scored.iter_batches(batch_size=None, batch_format="pyarrow"))
-
-
-def _write_complete(run: Run, scored: pa.Table, ids: Ids) -> None:
-    """Write the predictions of each system whose rows are all there."""
-    for name in scored[_SYSTEM].unique().to_pylist():
-        system = SystemName(name)
-        rows = scored.filter(pc.equal(scored[_SYSTEM], name)).sort_by(c.ROW)
-        if rows.num_rows == len(ids) and not storage.exists(predictions_path(run, system)):
-            assert np.array_equal(rows[c.ROW].to_numpy(), ids)
-            _write_predictions(run, system, ids, rows[c.SCORE].to_numpy())
 
 
 def _write_predictions(run: Run, system: SystemName, ids: Ids, scores: Scores) -> None:
@@ -183,15 +173,16 @@ class _Scorer:
         self.held: SystemName | None = None
         self.model: SASRecLLM | None = None
 
-    def __call__(self, calls: dict[str, Any]) -> dict[str, Any]:
-        system = SystemName(calls[_SYSTEM][0])
+    def __call__(self, call: pa.Table) -> pa.Table:
+        (row,) = call.to_pylist()
+        system = SystemName(row[_SYSTEM])
         task = self.tasks[system]
         if system != self.held:
             torch.set_num_threads(task.job.config.cluster.cpus_per_worker)
             self.model = None  # the old one's memory goes before the new one comes
             self.model, self.held = scoring_model(task.job).to(self.device), system
         assert self.model is not None
-        batches = [np.asarray(ids) for ids in calls[_IDS]]
+        batches = [np.asarray(ids) for ids in row[_BATCHES]]
         rows, soft = task.source.open(), task.job.config.mapper.tokens
         scores = np.concatenate([score_rows(self.model, rows, ids, soft, self.device) for ids in batches])
-        return {_SYSTEM: [system.value] * len(scores), c.ROW: np.concatenate(batches), c.SCORE: scores}
+        return pa.table({_SYSTEM: [system.value] * len(scores), c.ROW: np.concatenate(batches), c.SCORE: scores})

@@ -46,12 +46,12 @@ def training_batches(order: WorkerOrder, first_step: int, last_step: int) -> Ite
     """This worker's rows of the optimizer steps ``first_step`` to ``last_step - 1``, one table a step, in order."""
     rows = order.batch // order.world
     call = max(1, _ROWS_PER_CALL // rows)
-    steps = np.arange(first_step, last_step)
+    steps = [{_STEP: step} for step in range(first_step, last_step)]
     tasks = min(_MOST_TASKS, -(-len(steps) // call))
-    pieces = [pa.table({_STEP: piece}) for piece in np.array_split(steps, tasks)]
     with calm_ray_data():
         # No CPU of its own, one task at a time: workers may hold every CPU of the cluster, and fetching must not wait.
-        fetched = ray.data.from_arrow(pieces).map_batches(
+        # from_items makes its blocks here; from_arrow would start tasks that do wait for a CPU.
+        fetched = ray.data.from_items(steps, override_num_blocks=tasks).map_batches(
             _fetch,  # type: ignore[arg-type]  # its types know no further arguments
             fn_args=(order,),
             batch_size=call,

@@ -61,7 +61,6 @@ def write_prompts(folder: str, data: DataConfig, tokenizer: Tokenizer, scratch: 
 
 def _encoded(folder: str, split: str, data: DataConfig, encoder: Any) -> Iterator[pa.Table]:
     rows = len(prompt_rows(folder, split, data))
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
     numbers = ray.data.range(rows, override_num_blocks=-(-rows // _BLOCK_ROWS))
     encoded = numbers.map_batches(
         _encode,  # type: ignore[arg-type]  # its types know no further arguments

@@ -1,4 +1,4 @@
-"""kill -9 of a worker or of the whole driver, in every stage: the finished run's bytes are those of an uninterrupted one.
+"""kill -9 of a worker or of the driver, in every stage: the finished run's bytes are those of an uninterrupted one.
 
 Moments are random but seeded, and printed. A kill that came too late for its stage is seen, and the run done again.
 """
@@ -22,7 +22,7 @@ ATTEMPTS = 3
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in (1, 2, 3))]
 
 
-class TooLate(Exception):
+class TooLateError(Exception):
     """The stage was over before the kill."""
 
 
@@ -46,10 +46,10 @@ class Moments:
         self.check(stage, started)
 
     def check(self, stage: StageName, started: Running) -> None:
-        """Raises ``TooLate`` where the stage has handed on its parts."""
+        """Raises ``TooLateError`` where the stage has handed on its parts."""
         assert not started.ended, started.output()
         if (self._folder / "parts" / stage).exists():
-            raise TooLate(f"{stage} was over before the kill")
+            raise TooLateError(f"{stage} was over before the kill")
 
     def step(self, stage: StageName) -> int:
         """Step of the newest checkpoint."""
@@ -111,7 +111,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
         command = processes.job("full_pipeline", *SMOKE, "--set", f"storage={storage}")
         try:
             VICTIMS[victim](command, uninterrupted, Moments(storage / "smoke", seed, attempt), storage / "log")
-        except TooLate as late:
+        except TooLateError as late:
             print(late)
             continue
         print(f"a {victim} killed in each stage, seed {seed}: {time.monotonic() - began:.0f} s")

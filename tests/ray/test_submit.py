@@ -83,9 +83,12 @@ def test_a_submitted_run_gives_the_same_bytes(cluster: Cluster, uninterrupted: P
 
 
 def test_a_job_file_is_a_command(cluster: Cluster, uninterrupted: Pipeline, tmp_path: Path) -> None:
-    """The bare path, without ``python``: its exec bit and shebang travel with the working directory."""
+    """The path alone, without ``python``: its exec bit and shebang travel with the working directory.
+
+    ``--`` only keeps the job's options from the command line of Ray.
+    """
     options = [*SMOKE, "--set", f"storage={tmp_path}"]
-    finished = cluster.submit(tmp_path / "log", "jobs/prepare.py", *options).checked()
+    finished = cluster.submit(tmp_path / "log", "--", "jobs/prepare.py", *options).checked()
     print(f"submitted preparation: {finished.seconds:.0f} s")
     for name in ("train.parquet", "test.parquet", "prompts/train.parquet"):
         path = f"data/{name}"
