@@ -34,6 +34,8 @@ def run(job: Callable[[], None]) -> None:
 
 
 def _status(job: Callable[[], None]) -> int:
+    # Before any library is imported: a run has one progress line, its own.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         job()
     except InputError as error:
