@@ -73,7 +73,7 @@ class Running:
 
     def workers(self) -> list[psutil.Process]:
         """The training workers below it, by id."""
-        return sorted((p for p in self.family() if _title(p).startswith("ray::RayTrainWorker")), key=lambda p: p.pid)
+        return sorted((p for p in self.family() if title(p).startswith("ray::RayTrainWorker")), key=lambda p: p.pid)
 
     def kill(self) -> None:
         """kill -9, of this process alone."""
@@ -115,11 +115,27 @@ def run(command: list[str], env: dict[str, str], log: Path) -> Finished:
 
 def end_all(processes: list[psutil.Process], grace: float = 10.0) -> None:
     """Let them end, then kill those that did not; a process is known by id and start time, so never a stranger."""
-    _, left = psutil.wait_procs(processes, timeout=grace)
+    left = outliving(processes, grace)
     for process in left:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(left, timeout=grace)
+    outliving(left, 10.0)
+
+
+def outliving(processes: list[psutil.Process], timeout: float) -> list[psutil.Process]:
+    """Those still alive after ``timeout`` seconds; a zombie is dead: in a container nothing may reap an orphan."""
+    end = time.monotonic() + timeout
+    while (left := [process for process in processes if is_alive(process)]) and time.monotonic() < end:
+        time.sleep(0.1)
+    return left
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """It runs, and is neither a zombie nor another process under the same id."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_until(happened: Callable[[], bool], what: str, timeout: float = PATIENCE) -> None:
@@ -130,7 +146,8 @@ def wait_until(happened: Callable[[], bool], what: str, timeout: float = PATIENC
         time.sleep(0.02)
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
+    """Its command line, which Ray replaces by what the process is; empty once it is gone."""
     try:
         return " ".join(process.cmdline())
     except (psutil.NoSuchProcess, psutil.ZombieProcess):

@@ -5,6 +5,7 @@ The processes run all cases one after the other, since importing takes longer th
 
 import math
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from rayrec.batch import Batch, Prompt
 from rayrec.config import Config, TuneLoraConfig
+from rayrec.models.checkpoints import quiet_transformers
 from rayrec.models.objectives import Objective
 from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build, calibrate_mapper, trainable
 from rayrec.models.tiny import write_tiny_llama
@@ -66,10 +68,9 @@ def cases(world: int) -> list[Case]:
             for parts in ((Part.ENCODER,), (Part.LORA,), (Part.MAPPER,), (Part.ENCODER, Part.MAPPER))
         ]
     else:
-        for z in ZERO:  # to another number of workers; to another stage besides
-            whole = name(z, "fp32", 2)
-            for zero in (z, (z + 2) % 4):
-                found.append(Case(name(zero, "fp32", 1, whole), zero, start=whole))
+        for z in ZERO:  # to another number of workers, two of them to another stage besides
+            whole, other = name(z, "fp32", 2), (0, 2, 1, 3)[z]
+            found.append(Case(name(other, "fp32", 1, whole), other, start=whole))
     return found
 
 
@@ -130,6 +131,8 @@ def rows(whole: Batch, index: Tensor) -> Batch:
 
 def run_group(rank: int, world: int, folder: Path) -> None:
     """One process of a group: every case in turn; rank 0 keeps what each gave."""
+    warnings.filterwarnings("ignore")
+    quiet_transformers()
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "DS_ACCELERATOR": "cpu"}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
