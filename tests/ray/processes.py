@@ -149,6 +149,6 @@ def wait_until(happened: Callable[[], bool], what: str, timeout: float = PATIENC
 def title(process: psutil.Process) -> str:
     """Its command line, which Ray replaces by what the process is; empty once it is gone."""
     try:
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).strip()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return ""
