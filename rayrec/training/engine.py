@@ -136,8 +136,13 @@ class Engine:
         return state
 
     def restore(self, state: Mapping[str, Tensor], taken_steps: int) -> None:
-        """Put back what ``state`` gave after ``taken_steps`` optimizer steps; the weights were loaded before."""
+        """Put back what ``state`` gave after ``taken_steps`` optimizer steps.
+
+        The weights were loaded into the module before, but a low-precision module has rounded them; here the fp32 truth
+        follows.
+        """
         for name, parameter in self.parameters.items():
+            self._put(parameter, state[f"weights/{name}"], None)
             for moment in MOMENTS:
                 self._put(parameter, state[f"{moment}/{name}"], moment)
         for held in self._inner.state.values():

@@ -150,7 +150,7 @@ def train(case: Case, given: dict[str, Tensor] | None, rank: int, world: int, fo
     if given is not None:
         with torch.no_grad():
             for key, parameter in trainable(built, case.trains).items():
-                parameter.data = given[f"weights/{key}"].clone()
+                parameter.copy_(given[f"weights/{key}"])  # as the loop does: low precision rounds
     before = {key: value.clone() for key, value in (*built.named_parameters(), *built.named_buffers())}
     settings = config(case.zero, case.precision).engine
     engine = Engine(
