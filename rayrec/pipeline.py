@@ -4,6 +4,7 @@ import logging
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from rayrec import __version__, storage
@@ -20,9 +21,9 @@ from rayrec.sources import fetch
 from rayrec.stages import STAGES, SYSTEMS, StageName, inherited
 from rayrec.training.cluster import connected
 from rayrec.training.job import StageJob
-from rayrec.training.launch import is_complete, run_stage
+from rayrec.training.launch import run_stages
 from rayrec.training.model import quiet_libraries
-from rayrec.training.parts import CARD, part_folder
+from rayrec.training.parts import CARD, is_complete, part_folder
 
 
 def full_pipeline(config: Config) -> None:
@@ -33,8 +34,7 @@ def full_pipeline(config: Config) -> None:
     else:
         with connected(config.cluster):
             _prepare(run)
-            for stage in STAGES:
-                _train(run, stage)
+            _train(run, list(STAGES))
             _evaluate(run)
     _print_result(run)
 
@@ -49,10 +49,10 @@ def prepare_only(config: Config) -> None:
 def train_only(config: Config, stage: StageName) -> None:
     """One stage, from the parts that are there."""
     run = _start(config)
-    _check_parts(run, stage)  # before a cluster is started for it
+    _check_parts(run, [stage])  # before a cluster is started for it
     with connected(config.cluster):
         _prepare(run)
-        _train(run, stage)
+        _train(run, [stage])
 
 
 def evaluate_only(config: Config) -> None:
@@ -123,18 +123,17 @@ def _describe_data(run: Run) -> str:
     return f"{rows} rows; {manifest['users']:,} users, {facts.items:,} items; history of {facts.max_len}"
 
 
-def _train(run: Run, stage: StageName) -> None:
-    job = run.stage_job(stage)
-    if is_complete(job):
-        print(f"{stage}  complete before")
-        return
-    _check_stage(job)
-    _check_parts(run, stage)
-    summary = run_stage(job)
-    progress = summary["progress"]
-    early = ", stopped early" if progress["stopped_early"] else ""
-    best = "none" if progress["best"] is None else f"{progress['best']:.4f} at step {progress['best_step']}"
-    print(f"{stage}  {progress['step']} steps in {progress['seconds']:.0f} s{early}; best valid AUC {best}", flush=True)
+def _train(run: Run, stages: Sequence[StageName]) -> None:
+    jobs = [run.stage_job(stage) for stage in stages]
+    for job in jobs:
+        if is_complete(job):
+            print(f"{job.stage}  complete before")
+    jobs = [job for job in jobs if not is_complete(job)]
+    for job in jobs:
+        _check_stage(job)
+    _check_parts(run, [job.stage for job in jobs])
+    if jobs:
+        run_stages(jobs)
 
 
 def _check_stage(job: StageJob) -> None:
@@ -146,16 +145,18 @@ def _check_stage(job: StageJob) -> None:
         )
 
 
-def _check_parts(run: Run, stage: StageName) -> None:
-    """Raises ``InputError`` where a part that the stage starts from is not there."""
-    named = run.config.stages[stage].starts_from
-    for part, source in inherited(stage).items():
-        folder = named.get(part) or part_folder(run.folder, source, part)
-        if not storage.exists(storage.join(folder, CARD)):
-            raise InputError(
-                f"{folder}: no trained {part} here; run jobs/train_stage.py {source} first,"
-                f" or name another folder with --set stages.{stage}.starts_from.{part}=FOLDER"
-            )
+def _check_parts(run: Run, stages: Sequence[StageName]) -> None:
+    """Raises ``InputError`` where a part that a stage starts from is not there, nor comes of a stage before it."""
+    for number, stage in enumerate(stages):
+        named = run.config.stages[stage].starts_from
+        for part, source in inherited(stage).items():
+            folder = named.get(part) or part_folder(run.folder, source, part)
+            to_come = part not in named and source in stages[:number]
+            if not to_come and not storage.exists(storage.join(folder, CARD)):
+                raise InputError(
+                    f"{folder}: no trained {part} here; run jobs/train_stage.py {source} first,"
+                    f" or name another folder with --set stages.{stage}.starts_from.{part}=FOLDER"
+                )
 
 
 def _evaluate(run: Run) -> None:

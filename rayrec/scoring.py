@@ -28,9 +28,9 @@ from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.run import Run
 from rayrec.stages import SYSTEMS, Part, Stream, SystemName, SystemSpec
 from rayrec.training.evaluate import Scores, score_rows
-from rayrec.training.launch import is_complete, worker_resources
+from rayrec.training.launch import worker_resources
 from rayrec.training.model import ScoringJob, scoring_model, stage_origins
-from rayrec.training.parts import part_folder
+from rayrec.training.parts import is_complete, part_folder
 
 _SAMPLE_SEED = 0  # the sample of test users is part of the protocol, not of the run: every seed is judged on the same
 _CALL_BATCHES = 4  # forward passes of one actor call

@@ -37,6 +37,8 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     check_fits(cluster, limit)
     # The core's warnings (every actor of a pool, say) would drown the run's own lines; set it yourself to see them.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # This machine gets no notice that it is about to be taken away: no actor need watch for one.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Ray ends idle processes after a second and pays for their imports again at the next step; much longer, and those
     # of a finished stage stand beside the next one's, which Ray warns of.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "4000")

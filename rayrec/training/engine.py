@@ -159,6 +159,10 @@ class Engine:
         for key, value in state.items():
             setattr(scaler, key, value if key == "cur_scale" else int(value))
 
+    def close(self) -> None:
+        """Take DeepSpeed's hooks off the model, so that the memory of both can go."""
+        self._engine.destroy()
+
     def _create_moments(self) -> None:
         """Adam's moments from the start instead of from the first step.
 

@@ -1,61 +1,57 @@
-"""The only TorchTrainer: a stage on a group of workers, restarted from its last checkpoint when one dies."""
+"""The only TorchTrainer: stages on one group of workers, restarted from their last checkpoint when one dies."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from rayrec import storage
 from rayrec.errors import InputError
 from rayrec.training.job import StageJob
 from rayrec.training.loop import train_worker
-from rayrec.training.parts import CARD, part_folder
-from rayrec.training.progress import live_line
+from rayrec.training.parts import is_complete
+from rayrec.training.progress import live_lines
 
 
 class StageError(RuntimeError):
     """A stage did not reach its end; the message says why and where to look."""
 
 
-def is_complete(job: StageJob) -> bool:
-    """All parts that the stage trains are there."""
-    return all(storage.exists(storage.join(part_folder(job.run, job.stage, p), CARD)) for p in job.trains)
-
-
-def run_stage(job: StageJob) -> dict[str, Any]:
-    """Train one stage to its end and return its summary.
+def run_stages(jobs: Sequence[StageJob]) -> None:
+    """Train the stages of one run, in order, to their ends.
 
     Raises:
         InputError: the workers found a part or checkpoint that cannot be used.
-        StageError: the stage ended before its planned steps, and not by early stopping.
+        StageError: a stage ended before its planned steps, and not by early stopping.
     """
-    cluster = job.config.cluster
-    with live_line(job.stage.value, job.total_steps) as board:
+    cluster, run = jobs[0].config.cluster, jobs[0].run
+    with live_lines() as board:
         trainer = TorchTrainer(
             train_worker,  # type: ignore[arg-type]  # its types say None, but Ray passes on what the loop returns
-            train_loop_config={"job": job, "board": board},
+            train_loop_config={"jobs": list(jobs), "board": board},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=cluster.workers,
                 use_gpu=cluster.gpus_per_worker > 0,
                 resources_per_worker=worker_resources(cluster.cpus_per_worker, cluster.gpus_per_worker),
             ),
             run_config=ray.train.RunConfig(
-                name=job.stage.value,
-                storage_path=storage.join(job.run, "stages"),
-                failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+                name="stages",
+                storage_path=run,
+                failure_config=ray.train.FailureConfig(max_failures=max(-1, cluster.max_failures * len(jobs))),
             ),
         )
         try:
             result: Any = trainer.fit()
             summary: dict[str, Any] | None = result.return_value
         except Exception as error:  # Ray wraps what the workers raised in several ways
+            job = next((job for job in jobs if not is_complete(job)), jobs[-1])
             raise StageError(f"stage {job.stage} failed: {_reason(error)}; see {job.folder}") from error
     if summary and summary["error"]:
         raise InputError(summary["error"])
-    if not summary or not (summary["progress"]["stopped_early"] or summary["progress"]["step"] >= job.total_steps):
-        raise StageError(f"stage {job.stage} ended before its {job.total_steps} steps; see {job.folder}")
-    return summary
+    for job in jobs:
+        if not summary or job.stage not in summary["finished"]:
+            raise StageError(f"stage {job.stage} ended before its {job.total_steps} steps; see {job.folder}")
 
 
 def worker_resources(cpus: int, gpus: int) -> dict[str, float]:

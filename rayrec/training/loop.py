@@ -1,14 +1,14 @@
 """The one training loop, for every stage and every trained baseline."""
 
+import gc
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
-from queue import Queue
-from threading import Thread
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
@@ -18,33 +18,46 @@ from rayrec.data.collate import collate
 from rayrec.data.streams import WorkerOrder, training_batches
 from rayrec.errors import InputError
 from rayrec.models.objectives import Objective
+from rayrec.stages import StageName
 from rayrec.training import checkpoint
+from rayrec.training.ahead import Ahead
 from rayrec.training.checkpoint import Progress
 from rayrec.training.engine import Engine
 from rayrec.training.evaluate import Validator
 from rayrec.training.job import StageJob, derive_seed
 from rayrec.training.log import ProgressLog, Stopwatch, peak_memory_gb
 from rayrec.training.model import stage_model, stage_origins
-from rayrec.training.parts import part_folder, read_card, save_part
+from rayrec.training.parts import is_complete, part_folder, read_card, save_part
 from rayrec.training.progress import Pulse
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a stage ended; ``error`` is a message for the person who gave the input."""
+    """How far the stages came; ``error`` is a message for the person who gave the input."""
 
-    progress: Progress = field(default_factory=Progress)
-    planned: int = 0
+    finished: tuple[StageName, ...] = ()
     error: str | None = None
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What each worker of the group runs; ``config`` holds the ``StageJob`` and the driver's progress board."""
+    """What each worker of the group runs; ``config`` holds the ``StageJob``s and the driver's progress board.
+
+    The group goes through all stages, since a start costs more than a short stage. After a restart it passes over
+    those that have handed their parts on.
+    """
+    finished: list[StageName] = []
     try:
-        summary = Stage(config["job"], config["board"]).run()
+        for job in config["jobs"]:
+            if not is_complete(job):
+                stage = Stage(job, config["board"])
+                stage.run()
+                stage.close()
+                del stage  # its memory goes before the next one's comes
+                gc.collect()
+            finished.append(job.stage)
     except (InputError, FloatingPointError) as error:  # the same on every worker; a restart would not mend it
-        summary = Summary(error=str(error))
-    return asdict(summary)
+        return asdict(Summary(tuple(finished), str(error)))
+    return asdict(Summary(tuple(finished)))
 
 
 class Stage:
@@ -87,7 +100,7 @@ class Stage:
             soft_tokens=self.soft_tokens,
         )
 
-    def run(self) -> Summary:
+    def run(self) -> None:
         """Train from where the stage stands to its end, then hand its best parts on."""
         job, progress = self.job, self.progress
         self.watch, started = Stopwatch(), time.perf_counter() - progress.seconds
@@ -104,8 +117,13 @@ class Stage:
                 self._save(progress)
         if self.rank == 0:
             self._hand_on(progress)
+            ray.get(self.board.end.remote(job.stage.value, _closing_line(job.stage, progress)))
         dist.barrier()
-        return Summary(progress, job.total_steps)
+
+    def close(self) -> None:
+        """Give back what would outlive this object."""
+        self.stream.close()
+        self.engine.close()
 
     def _step(self, step: int) -> dict[str, Any]:
         table = next(self.stream)
@@ -157,7 +175,15 @@ class Stage:
 
     def _show(self, progress: Progress, line: dict[str, Any]) -> None:
         if self.rank == 0:
-            self.board.show.remote(Pulse(line["step"], line["loss"], line["rows_per_s"], progress.best))
+            pulse = Pulse(
+                stage=self.job.stage.value,
+                step=line["step"],
+                total=self.job.total_steps,
+                loss=line["loss"],
+                rows_per_s=line["rows_per_s"],
+                best=progress.best,
+            )
+            self.board.show.remote(pulse)
 
     def _hand_on(self, progress: Progress) -> None:
         job = self.job
@@ -178,7 +204,7 @@ class Stage:
             }
             save_part(part_folder(job.run, job.stage, part), part, weights, card)
 
-    def _stream(self) -> Iterator[pa.Table]:
+    def _stream(self) -> Ahead[pa.Table]:
         job = self.job
         order = WorkerOrder(
             source=job.rows("train"),
@@ -189,8 +215,8 @@ class Stage:
             world=self.world,
         )
         if self.progress.step >= job.total_steps or self.progress.stopped_early:
-            return iter(())
-        return _ahead(training_batches(order, self.progress.step, job.total_steps))
+            return Ahead(iter(()))
+        return Ahead(training_batches(order, self.progress.step, job.total_steps))
 
     def _load(self, state: dict[str, torch.Tensor], kind: str) -> None:
         with torch.no_grad():
@@ -215,24 +241,7 @@ def _total(batches: list[Batch]) -> tuple[float, float]:
     return float(counts[0]), float(counts[1])
 
 
-def _ahead(stream: Iterator[pa.Table], depth: int = 2) -> Iterator[pa.Table]:
-    """Run ``stream`` in a thread, from now on and at most ``depth`` items ahead; its error surfaces here."""
-    queue: Queue[pa.Table | BaseException | None] = Queue(maxsize=depth)
-
-    def pump() -> None:
-        try:
-            for item in stream:
-                queue.put(item)
-            queue.put(None)
-        except BaseException as error:  # handed to the consumer, which raises it
-            queue.put(error)
-
-    Thread(target=pump, daemon=True).start()
-
-    def items() -> Iterator[pa.Table]:
-        while (item := queue.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    return items()
+def _closing_line(stage: StageName, progress: Progress) -> str:
+    early = ", stopped early" if progress.stopped_early else ""
+    best = "none" if progress.best is None else f"{progress.best:.4f} at step {progress.best_step}"
+    return f"{stage}  {progress.step} steps in {progress.seconds:.0f} s{early}; best valid AUC {best}"

@@ -18,6 +18,7 @@ from rayrec import __version__, storage
 from rayrec.errors import InputError
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.stages import Part, StageName
+from rayrec.training.job import StageJob
 
 WEIGHTS, CARD = "model.safetensors", "part.json"
 
@@ -25,6 +26,11 @@ WEIGHTS, CARD = "model.safetensors", "part.json"
 def part_folder(run: str, stage: StageName, part: Part) -> str:
     """Where a run keeps a part as a stage left it."""
     return storage.join(run, "parts", stage.value, part.value)
+
+
+def is_complete(job: StageJob) -> bool:
+    """All parts that the stage trains are there."""
+    return all(storage.exists(storage.join(part_folder(job.run, job.stage, part), CARD)) for part in job.trains)
 
 
 def save_part(folder: str, part: Part, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:

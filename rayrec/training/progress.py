@@ -1,11 +1,11 @@
-"""The one live line of a stage: stage, step, loss, rows/s, time left."""
+"""The live line of the stage at work: stage, step, loss, rows/s, time left; and a plain line when it ends."""
 
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -20,33 +20,48 @@ _PLAIN_LINES = 4  # lines a stage prints where there is no terminal to redraw
 class Pulse:
     """What a worker tells after a step."""
 
+    stage: str
     step: int
+    total: int
     loss: float
     rows_per_s: float
     best: float | None  # validation AUC
 
 
+@dataclass(frozen=True)
+class News:
+    """What the board holds: the latest pulse, and a closing line for every stage that has ended."""
+
+    pulse: Pulse | None = None
+    ended: Mapping[str, str] = field(default_factory=dict)
+
+
 @ray.remote(num_cpus=0)
 class Board:
-    """Holds the latest pulse: rank 0 writes without waiting, the driver reads."""
+    """Rank 0 writes without waiting, the driver reads."""
 
     def __init__(self) -> None:
         self._pulse: Pulse | None = None
+        self._ended: dict[str, str] = {}
 
     def show(self, pulse: Pulse) -> None:
         self._pulse = pulse
 
-    def latest(self) -> Pulse | None:
-        return self._pulse
+    def end(self, stage: str, line: str) -> None:
+        """Tell of a stage's end; a second time, after a restart of the workers, changes nothing."""
+        self._ended.setdefault(stage, line)
+
+    def read(self) -> News:
+        return News(self._pulse, dict(self._ended))
 
 
 @contextmanager
-def live_line(title: str, total: int) -> Iterator[Any]:
-    """A board whose pulses are shown while the block runs: redrawn on a terminal, a few plain lines elsewhere."""
+def live_lines() -> Iterator[Any]:
+    """A board whose news are shown while the block runs: redrawn on a terminal, a few plain lines elsewhere."""
     board = Board.remote()  # type: ignore[attr-defined]
     stop = threading.Event()
-    show = _redraw if sys.stdout.isatty() else _print_some
-    thread = threading.Thread(target=show, args=(board, stop, title, total), daemon=True)
+    screen = _Redrawn() if sys.stdout.isatty() else _Plain()
+    thread = threading.Thread(target=_follow, args=(board, stop, screen), daemon=True)
     thread.start()
     try:
         yield board
@@ -56,46 +71,77 @@ def live_line(title: str, total: int) -> Iterator[Any]:
         ray.kill(board)
 
 
-def _redraw(board: Any, stop: threading.Event, title: str, total: int) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console()) as bar:
-        task = bar.add_task(title, total=total, text="starting")
-        while True:
-            last = stop.wait(_POLL_SECONDS)
-            pulse = _read(board)
-            if pulse is not None:
-                bar.update(task, completed=pulse.step, text=_text(pulse, total))
-            if last:
-                return
+def _follow(board: Any, stop: threading.Event, screen: "_Redrawn | _Plain") -> None:
+    told: set[str] = set()
+    last = False
+    while not last:
+        last = stop.wait(_POLL_SECONDS)
+        news = _read(board)
+        if news.pulse is not None and news.pulse.stage not in news.ended:
+            screen.show(news.pulse)
+        for stage in news.ended.keys() - told:
+            screen.clear()
+            print(news.ended[stage], flush=True)
+            told.add(stage)
+    screen.clear()
 
 
-def _print_some(board: Any, stop: threading.Event, title: str, total: int) -> None:
-    first: tuple[float, int] | None = None
-    shown = 0
-    while not stop.wait(_POLL_SECONDS):
-        pulse = _read(board)
-        if pulse is None:
-            continue
-        first = first or (time.monotonic(), pulse.step)
-        share = pulse.step * _PLAIN_LINES // total
-        if share > shown and pulse.step < total:
-            shown = share
-            rate = (time.monotonic() - first[0]) / max(1, pulse.step - first[1])
-            print(f"{title}  {_text(pulse, total)}  {_clock(rate * (total - pulse.step))} left", flush=True)
+class _Redrawn:
+    """One line of a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._stage = ""
+
+    def show(self, pulse: Pulse) -> None:
+        if self._bar is None or self._stage != pulse.stage:
+            self.clear()
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
+            self._bar, self._stage = (
+                Progress(*columns, TimeRemainingColumn(), console=Console(), transient=True),
+                pulse.stage,
+            )
+            self._bar.add_task(pulse.stage, total=pulse.total, text="")
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=pulse.step, text=_text(pulse))
+
+    def clear(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
 
-def _read(board: Any) -> Pulse | None:
+class _Plain:
+    """A few lines a stage, for logs."""
+
+    def __init__(self) -> None:
+        self._first: Pulse | None = None
+        self._began = 0.0
+        self._shown = 0
+
+    def show(self, pulse: Pulse) -> None:
+        if self._first is None or self._first.stage != pulse.stage:
+            self._first, self._began, self._shown = pulse, time.monotonic(), 0
+        share = pulse.step * _PLAIN_LINES // pulse.total
+        if share > self._shown and pulse.step < pulse.total:
+            self._shown = share
+            rate = (time.monotonic() - self._began) / max(1, pulse.step - self._first.step)
+            left = time.gmtime(rate * (pulse.total - pulse.step))
+            clock = time.strftime("%H:%M:%S" if left.tm_hour else "%M:%S", left)
+            print(f"{pulse.stage}  {_text(pulse)}  {clock} left", flush=True)
+
+    def clear(self) -> None:
+        """Plain lines stay."""
+
+
+def _read(board: Any) -> News:
     try:
-        pulse: Pulse | None = ray.get(board.latest.remote(), timeout=5)
+        news: News = ray.get(board.read.remote(), timeout=5)
     except ray.exceptions.RayError:  # the cluster is going down; the stage's own error tells why
-        return None
-    return pulse
+        return News()
+    return news
 
 
-def _text(pulse: Pulse, total: int) -> str:
+def _text(pulse: Pulse) -> str:
     best = "" if pulse.best is None else f"  valid AUC {pulse.best:.4f}"
-    return f"step {pulse.step}/{total}  loss {pulse.loss:.4f}{best}  {pulse.rows_per_s:,.1f} rows/s"
-
-
-def _clock(seconds: float) -> str:
-    return time.strftime("%H:%M:%S" if seconds >= 3600 else "%M:%S", time.gmtime(max(0, seconds)))
+    return f"step {pulse.step}/{pulse.total}  loss {pulse.loss:.4f}{best}  {pulse.rows_per_s:,.1f} rows/s"

@@ -349,11 +349,13 @@ def test_a_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_a_worker_refuses_is_told_and_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker returns the message instead of raising, since a restart of the group would not mend it."""
 
+    monkeypatch.setattr(loop, "is_complete", lambda job: False)
+
     def refuse(*_: Any) -> None:
         raise InputError("checkpoints/step-8: damaged or cut short")
 
     monkeypatch.setattr(loop, "Stage", refuse)
-    assert loop.train_worker({"job": None, "board": None})["error"] == "checkpoints/step-8: damaged or cut short"
+    assert loop.train_worker({"jobs": [None], "board": None})["error"] == "checkpoints/step-8: damaged or cut short"
 
 
 def test_a_job_acts_on_the_configuration_it_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
