@@ -20,6 +20,7 @@ from pydantic import (
 
 from rayrec.stages import STAGES, Loss, Part, StageName, inherited
 
+STORE = "store"  # folder beside the runs
 Dataset = Literal["ml-100k", "ml-1m", "table", "synthetic"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -267,6 +268,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
+        if self.name == STORE:
+            raise ValueError(f"name: {STORE!r} is the folder of stage results that runs share; choose another name")
         for name in STAGES:
             accumulation_steps(self, name)
         if self.engine.precision == "fp16" and not self.cluster.gpus_per_worker:

@@ -1,29 +1,23 @@
 """The stages in order: prepare, train, score, report. Each step is skipped where its result is already there."""
 
 import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 from rayrec import __version__, storage
 from rayrec.config import Config
-from rayrec.data.datasets import open_dataset
-from rayrec.data.prepare import prepare
-from rayrec.data.tokenise import FOLDER, MARK, load_tokenizer, write_prompts
 from rayrec.errors import InputError
 from rayrec.evaluation import write_metrics, write_run_report
 from rayrec.models.checkpoints import local_backbone
+from rayrec.preparation import prepare_prompts, prepare_rows
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, predictions_path, score_systems
-from rayrec.sources import fetch
 from rayrec.stages import STAGES, SYSTEMS, StageName, inherited
 from rayrec.training.cluster import connected
 from rayrec.training.job import StageJob
 from rayrec.training.launch import run_stages
 from rayrec.training.model import quiet_libraries
-from rayrec.training.parts import CARD, is_complete, part_folder
+from rayrec.training.parts import CARD, is_complete
 
 
 def full_pipeline(config: Config) -> None:
@@ -49,7 +43,7 @@ def prepare_only(config: Config) -> None:
 def train_only(config: Config, stage: StageName) -> None:
     """One stage, from the parts that are there."""
     run = _start(config)
-    _check_parts(run, [stage])  # before a cluster is started for it
+    _check_parents(run, stage)  # before a cluster is started for it
     with connected(config.cluster):
         _prepare(run)
         _train(run, [stage])
@@ -77,44 +71,16 @@ def _start(config: Config) -> Run:
 def _is_finished(run: Run) -> bool:
     wanted = [run.path("data", "manifest.json"), run.path("metrics.json"), run.path("report", "index.html")]
     wanted += [predictions_path(run, system) for system in SYSTEMS]
-    return all(storage.exists(path) for path in wanted) and all(is_complete(run.stage_job(s)) for s in STAGES)
+    return all(storage.exists(path) for path in wanted) and all(run.holds(stage) for stage in STAGES)
 
 
 def _prepare(run: Run) -> None:
-    config, folder = run.config, run.path("data")
-    backbone = local_backbone(config.backbone.sources)
-    with tempfile.TemporaryDirectory() as scratch:
-        if run.is_prepared:
-            print("data  prepared before")
-        else:
-            where = Path(folder) if storage.is_local(folder) else Path(scratch) / "data"
-            raw = open_dataset(config.data, config.seed, _sources(config), _titles(config))
-            prepare(config.data, raw, where)
-            if not storage.is_local(folder):
-                _upload_prepared(where, folder)
-            print(f"data  {_describe_data(run)}", flush=True)
-        if not storage.exists(storage.join(folder, FOLDER, MARK)):
-            write_prompts(folder, config.data, load_tokenizer(backbone), Path(scratch))
-
-
-def _upload_prepared(local: Path, folder: str) -> None:
-    """Everything first, the manifest last: it says that the data is complete."""
-    manifest = local / "manifest.json"
-    content = manifest.read_bytes()
-    manifest.unlink()
-    storage.upload(local, folder)
-    storage.write_bytes(storage.join(folder, manifest.name), content)
-    shutil.rmtree(local)
-
-
-def _sources(config: Config) -> list[Path]:
-    sources = config.data.resolved_sources
-    return [fetch(sources, what=f"dataset {config.data.dataset}")] if sources else []
-
-
-def _titles(config: Config) -> list[Path]:
-    sources = config.data.item_sources
-    return [fetch(sources, what="item titles")] if sources else []
+    local_backbone(run.config.backbone.sources)  # a wrong one is told before any work
+    if prepare_rows(run.config, run.data):
+        print(f"data  {_describe_data(run)}", flush=True)
+    else:
+        print("data  prepared before")
+    prepare_prompts(run.config, run.data)
 
 
 def _describe_data(run: Run) -> str:
@@ -124,16 +90,25 @@ def _describe_data(run: Run) -> str:
 
 
 def _train(run: Run, stages: Sequence[StageName]) -> None:
-    jobs = [run.stage_job(stage) for stage in stages]
-    for job in jobs:
-        if is_complete(job):
-            print(f"{job.stage}  complete before")
-    jobs = [job for job in jobs if not is_complete(job)]
-    for job in jobs:
-        _check_stage(job)
-    _check_parts(run, [job.stage for job in jobs])
-    if jobs:
-        run_stages(jobs)
+    """Train what neither the run nor the store holds, on one group of workers."""
+    jobs = run.stage_jobs()
+    missing = []
+    for stage in stages:
+        if run.holds(stage):
+            print(f"{stage}  complete before")
+        elif is_complete(jobs[stage]):
+            run.take(jobs[stage])
+            print(f"{stage}  taken from the store, trained before by a run of the same settings", flush=True)
+        else:
+            _check_stage(jobs[stage])
+            missing.append(jobs[stage])
+    try:
+        if missing:
+            run_stages(missing)
+    finally:  # what is complete is the run's, whatever became of the rest
+        for job in missing:
+            if is_complete(job):
+                run.take(job)
 
 
 def _check_stage(job: StageJob) -> None:
@@ -145,18 +120,17 @@ def _check_stage(job: StageJob) -> None:
         )
 
 
-def _check_parts(run: Run, stages: Sequence[StageName]) -> None:
-    """Raises ``InputError`` where a part that a stage starts from is not there, nor comes of a stage before it."""
-    for number, stage in enumerate(stages):
-        named = run.config.stages[stage].starts_from
-        for part, source in inherited(stage).items():
-            folder = named.get(part) or part_folder(run.folder, source, part)
-            to_come = part not in named and source in stages[:number]
-            if not to_come and not storage.exists(storage.join(folder, CARD)):
-                raise InputError(
-                    f"{folder}: no trained {part} here; run jobs/train_stage.py {source} first,"
-                    f" or name another folder with --set stages.{stage}.starts_from.{part}=FOLDER"
-                )
+def _check_parents(run: Run, stage: StageName) -> None:
+    """Raises ``InputError`` where a part that the stage starts from is neither in the run nor in the store."""
+    jobs = run.stage_jobs() if run.data.has_prompts else {}
+    for part, source in inherited(stage).items():
+        own = run.part_folder(source, part)
+        there = part in run.config.stages[stage].starts_from or storage.exists(storage.join(own, CARD))
+        if not there and not (source in jobs and is_complete(jobs[source])):
+            raise InputError(
+                f"{own}: no trained {part} here; run jobs/train_stage.py {source} first,"
+                f" or name another folder with --set stages.{stage}.starts_from.{part}=FOLDER"
+            )
 
 
 def _evaluate(run: Run) -> None:

@@ -40,7 +40,7 @@ def print_plan(config: Config) -> None:
         check_fits(config.cluster, limit)
     backbone = local_backbone(config.backbone.sources)
     answers = resolve_answers(load_tokenizer(backbone))
-    facts, origin = (run.facts, "prepared") if run.is_prepared else (_expected(config), "expected")
+    facts, origin = (run.facts, "prepared") if run.data.is_complete else (_expected(config), "expected")
     ids = (answers.yes, answers.no)
     shape = ModelShape(items=facts.items, max_len=facts.max_len, backbone=backbone, answers=ids, empty=True)
     console = Console(width=100, highlight=False)
@@ -65,7 +65,7 @@ def _table(config: Config, facts: DataFacts, shape: ModelShape, run: Run) -> Tab
     for name in ("parameters", "steps", "rows", "GB a worker"):
         table.add_column(name, justify="right")
     for stage, spec in STAGES.items():
-        job = StageJob(config=config, stage=stage, run=run.folder, facts=facts)
+        job = StageJob(config=config, stage=stage, facts=facts, data=run.path("data"))
         need = _needs(job, shape)
         table.add_row(
             stage.value,

@@ -1,6 +1,5 @@
 """A run: its folder, bound to one configuration, and what its prepared data says."""
 
-import json
 import platform
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +11,10 @@ import yaml
 from rayrec import __version__, storage
 from rayrec.config import Config, differences, fingerprint, identity
 from rayrec.errors import InputError
-from rayrec.stages import StageName
+from rayrec.stages import STAGES, Part, StageName
+from rayrec.store import Prepared, stage_jobs, store_folder
 from rayrec.training.job import DataFacts, StageJob
+from rayrec.training.parts import CARD, WEIGHTS
 
 _SHOWN_PACKAGES = ("torch", "ray", "transformers", "peft", "deepspeed", "pyarrow", "numpy", "scikit-learn")
 
@@ -34,7 +35,7 @@ class Run:
     def check_name(self) -> None:
         """Raises ``InputError`` where the name already holds another configuration, and data prepared with it."""
         path = self.path("config.yaml")
-        if not (storage.exists(path) and self.is_prepared):
+        if not (storage.exists(path) and self.data.is_complete):
             return
         held = yaml.safe_load(storage.read_text(path))
         if held["fingerprint"] != fingerprint(identity(self.config)):
@@ -53,7 +54,7 @@ class Run:
         storage.check_writable(self.folder)
         self.check_name()
         path = self.path("config.yaml")
-        if not (storage.exists(path) and self.is_prepared):  # a first try with a mistake in it binds nothing
+        if not (storage.exists(path) and self.data.is_complete):  # a first try with a mistake in it binds nothing
             content = {
                 "fingerprint": fingerprint(identity(self.config)),
                 "versions": package_versions(),
@@ -62,31 +63,39 @@ class Run:
             }
             storage.write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
-    @property
-    def is_prepared(self) -> bool:
-        return storage.exists(self.path("data", "manifest.json"))
-
     @cached_property
+    def data(self) -> Prepared:
+        return Prepared(self.path("data"))
+
+    @property
     def manifest(self) -> dict[str, Any]:
         """Raises ``InputError`` where nothing is prepared yet."""
-        path = self.path("data", "manifest.json")
-        if not storage.exists(path):
-            raise InputError(f"{path}: the data is not prepared yet; run jobs/prepare.py with this configuration first")
-        manifest: dict[str, Any] = json.loads(storage.read_text(path))
-        return manifest
+        return self.data.manifest
 
     @property
     def facts(self) -> DataFacts:
-        wanted = self.config.encoder.max_len
-        mean = float(self.manifest["mean_liked_per_training_user"])
-        return DataFacts(
-            items=self.manifest["items"],
-            max_len=max(1, round(mean)) if wanted == "auto" else wanted,
-            rows={split: counts["rows"] for split, counts in self.manifest["splits"].items()},
-        )
+        return self.data.facts(self.config)
 
-    def stage_job(self, stage: StageName) -> StageJob:
-        return StageJob(config=self.config, stage=stage, run=self.folder, facts=self.facts)
+    def stage_jobs(self) -> dict[StageName, StageJob]:
+        """The run's stages; their prompts must be written."""
+        return stage_jobs(self.config, self.data, store_folder(self.config), self.path("parts"))
+
+    def part_folder(self, stage: StageName, part: Part) -> str:
+        """Where the run keeps a part as a stage left it."""
+        return self.path("parts", stage.value, part.value)
+
+    def holds(self, stage: StageName) -> bool:
+        """The run has all parts that the stage trains."""
+        trains = self.config.stages[stage].trains or STAGES[stage].trains
+        return all(storage.exists(storage.join(self.part_folder(stage, part), CARD)) for part in trains)
+
+    def take(self, job: StageJob) -> None:
+        """Copy a complete stage's log and parts out of the store."""
+        log = storage.join(job.folder, "progress.jsonl")
+        storage.write_bytes(self.path("stages", job.stage.value, "progress.jsonl"), storage.read_bytes(log))
+        for part in job.trains:
+            files = {name: storage.read_bytes(storage.join(job.part_folder(part), name)) for name in (WEIGHTS, CARD)}
+            storage.publish(self.part_folder(job.stage, part), files, mark=CARD)
 
 
 def package_versions() -> dict[str, str]:

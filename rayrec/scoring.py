@@ -29,8 +29,7 @@ from rayrec.run import Run
 from rayrec.stages import SYSTEMS, Part, Stream, SystemName, SystemSpec
 from rayrec.training.evaluate import Scores, score_rows
 from rayrec.training.launch import worker_resources
-from rayrec.training.model import ScoringJob, scoring_model, stage_origins
-from rayrec.training.parts import is_complete, part_folder
+from rayrec.training.model import ScoringJob, scoring_model
 
 _SAMPLE_SEED = 0  # the sample of test users is part of the protocol, not of the run: every seed is judged on the same
 _CALL_BATCHES = 4  # forward passes of one actor call
@@ -92,13 +91,12 @@ def score_systems(run: Run) -> None:
 
 
 def _task(run: Run, spec: SystemSpec, stream: Stream) -> "_Task":
-    if spec.after is not None and not is_complete(run.stage_job(spec.after)):
+    if spec.after is not None and not run.holds(spec.after):
         raise InputError(f"{spec.title}: stage {spec.after} has not run; run jobs/train_stage.py {spec.after} first")
     folders: dict[Part, str] = {}
     if spec.after is not None:  # what the stage started from, except for what it trained itself
-        stage = run.stage_job(spec.after)
-        trained = {part: part_folder(run.folder, spec.after, part) for part in stage.trains}
-        folders = stage_origins(stage) | trained
+        stage = run.stage_jobs()[spec.after]
+        folders = dict(stage.origins) | {part: run.part_folder(spec.after, part) for part in stage.trains}
     job = ScoringJob(
         config=run.config,
         facts=run.facts,

@@ -16,6 +16,7 @@ from rayrec import storage
 from rayrec.config import DataConfig
 from rayrec.data import columns as c
 from rayrec.data.blocks import calm_ray_data
+from rayrec.data.datasets import file_sha256
 from rayrec.data.prompts import PromptEncoder, Tokenizer
 from rayrec.data.rows import HISTORY, OpenRows, RowSource
 from rayrec.data.store import open_table
@@ -51,12 +52,14 @@ def write_prompts(folder: str, data: DataConfig, tokenizer: Tokenizer, scratch: 
         return
     encoder = ray.put(open_encoder(folder, data, tokenizer))
     tokens: dict[str, Any] = {}
+    files: dict[str, str] = {}
     with calm_ray_data():
         for split in c.SPLITS:
             local = scratch / f"{split}.parquet"
             tokens[split] = _write_split(local, _encoded(folder, split, data, encoder))
-            storage.write_file(storage.join(folder, FOLDER, f"{split}.parquet"), local)
-    storage.write_text(mark, json.dumps({"tokens": tokens}, indent=2) + "\n")
+            files[local.name] = file_sha256(local)
+            storage.write_file(storage.join(folder, FOLDER, local.name), local)
+    storage.write_text(mark, json.dumps({"tokens": tokens, "files": files}, indent=2) + "\n")
 
 
 def _encoded(folder: str, split: str, data: DataConfig, encoder: Any) -> Iterator[pa.Table]:

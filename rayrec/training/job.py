@@ -1,7 +1,8 @@
 """A stage to run, as plain data that travels to every worker."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rayrec import storage
 from rayrec.config import Config, Precision, StageConfig, accumulation_steps
@@ -20,12 +21,15 @@ class DataFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class StageJob:
-    """One stage of one run."""
+    """One stage to train. Folders are absolute paths or URIs that every worker sees."""
 
     config: Config
     stage: StageName
-    run: str  # the run's folder: absolute path or URI
     facts: DataFacts
+    data: str  # folder of the prepared data
+    folder: str = ""  # where the stage works and leaves its parts
+    fingerprint: str = ""  # of all that determines the result
+    origins: Mapping[Part, str] = field(default_factory=dict)  # inherited part -> folder it starts from
 
     @property
     def spec(self) -> StageSpec:
@@ -66,13 +70,13 @@ class StageJob:
     def total_steps(self) -> int:
         return self.settings.epochs * self.steps_per_epoch
 
-    @property
-    def folder(self) -> str:
-        return storage.join(self.run, "stages", self.stage.value)
+    def part_folder(self, part: Part) -> str:
+        """Where the stage leaves a part."""
+        return storage.join(self.folder, "parts", part.value)
 
     def rows(self, split: str) -> RowSource:
         """A split as this stage reads it."""
-        return RowSource(storage.join(self.run, "data"), split, self.spec.reads, self.facts.max_len)
+        return RowSource(self.data, split, self.spec.reads, self.facts.max_len)
 
 
 def derive_seed(*names: object) -> int:

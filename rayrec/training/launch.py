@@ -19,13 +19,13 @@ class StageError(RuntimeError):
 
 
 def run_stages(jobs: Sequence[StageJob]) -> None:
-    """Train the stages of one run, in order, to their ends.
+    """Train stages of one configuration, in order, to their ends.
 
     Raises:
         InputError: the workers found a part or checkpoint that cannot be used.
         StageError: a stage ended before its planned steps, and not by early stopping.
     """
-    cluster, run = jobs[0].config.cluster, jobs[0].run
+    cluster = jobs[0].config.cluster
     with live_lines() as board:
         trainer = TorchTrainer(
             train_worker,  # type: ignore[arg-type]  # its types say None, but Ray passes on what the loop returns
@@ -36,8 +36,8 @@ def run_stages(jobs: Sequence[StageJob]) -> None:
                 resources_per_worker=worker_resources(cluster.cpus_per_worker, cluster.gpus_per_worker),
             ),
             run_config=ray.train.RunConfig(
-                name="stages",
-                storage_path=run,
+                name="ray_train",
+                storage_path=jobs[0].folder,
                 failure_config=ray.train.FailureConfig(max_failures=max(-1, cluster.max_failures * len(jobs))),
             ),
         )

@@ -26,8 +26,8 @@ from rayrec.training.engine import Engine
 from rayrec.training.evaluate import Validator
 from rayrec.training.job import StageJob, derive_seed
 from rayrec.training.log import ProgressLog, Stopwatch, peak_memory_gb
-from rayrec.training.model import stage_model, stage_origins
-from rayrec.training.parts import is_complete, part_folder, read_card, save_part
+from rayrec.training.model import stage_model
+from rayrec.training.parts import is_complete, read_card, save_part
 from rayrec.training.progress import Pulse
 
 
@@ -110,11 +110,12 @@ class Stage:
             if progress.step % job.steps_per_epoch == 0:
                 progress = self._judge(progress, line)
                 progress = replace(progress, seconds=time.perf_counter() - started)
-                ray.train.report({key: line[key] for key in line if key.startswith("valid") or key == "step"})
             self.log.add(line)
             self._show(progress, line)
             if self._is_checkpoint(progress):
                 self._save(progress)
+            if "valid_auc" in line:  # after it is saved: what was once told is not forgotten
+                ray.train.report(line)
         if self.rank == 0:
             self._hand_on(progress)
             ray.get(self.board.end.remote(job.stage.value, _closing_line(job.stage, progress)))
@@ -156,10 +157,12 @@ class Stage:
         found = self.validator.evaluate(self.model, self.engine.device)
         line.update(found)
         judged = progress.judged(found["valid_auc"])
+        judged = replace(judged, stopped_early=judged.stale >= self.job.settings.patience)
+        line["last"] = judged.stopped_early or judged.step == self.job.total_steps
         if judged.best_step == progress.step or judged.best is None:  # none: validation told nothing so far
             self.best = self.engine.weights()
         self.watch.lap()
-        return replace(judged, stopped_early=judged.stale >= self.job.settings.patience)
+        return judged
 
     def _is_checkpoint(self, progress: Progress) -> bool:
         interval = self.job.settings.checkpoint_every * self.job.steps_per_epoch
@@ -189,20 +192,21 @@ class Stage:
         job = self.job
         parents = {
             part.value: {"folder": folder, "sha256": read_card(folder)["sha256"]}
-            for part, folder in stage_origins(job).items()
+            for part, folder in job.origins.items()
         }
         for part in job.trains:
             prefix = f"{part}."
             weights = {k.removeprefix(prefix): v for k, v in self.best.items() if k.startswith(prefix)}
             card = {
                 "stage": job.stage.value,
+                "fingerprint": job.fingerprint,
                 "config": job.config.model_dump(mode="json"),
                 "facts": asdict(job.facts),
                 "step": progress.best_step,
                 "valid_auc": progress.best,
                 "parents": parents,
             }
-            save_part(part_folder(job.run, job.stage, part), part, weights, card)
+            save_part(job.part_folder(part), part, weights, card)
 
     def _stream(self) -> Ahead[pa.Table]:
         job = self.job

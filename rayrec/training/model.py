@@ -12,9 +12,9 @@ from rayrec.data.prompts import resolve_answers
 from rayrec.data.tokenise import load_tokenizer
 from rayrec.models.checkpoints import local_backbone
 from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build, calibrate_mapper
-from rayrec.stages import Part, inherited
+from rayrec.stages import Part
 from rayrec.training.job import DataFacts, StageJob, derive_seed
-from rayrec.training.parts import load_part, part_folder
+from rayrec.training.parts import load_part
 
 
 def model_shape(config: Config, facts: DataFacts, *, with_backbone: bool) -> ModelShape:
@@ -24,12 +24,6 @@ def model_shape(config: Config, facts: DataFacts, *, with_backbone: bool) -> Mod
     folder = local_backbone(config.backbone.sources)
     answers = resolve_answers(load_tokenizer(folder))
     return ModelShape(items=facts.items, max_len=facts.max_len, backbone=folder, answers=(answers.yes, answers.no))
-
-
-def stage_origins(job: StageJob) -> dict[Part, str]:
-    """Part -> folder that the stage starts from: what the configuration names, else the latest ancestor's."""
-    found = {part: part_folder(job.run, stage, part) for part, stage in inherited(job.stage).items()}
-    return found | dict(job.settings.starts_from)
 
 
 def stage_model(job: StageJob) -> SASRecLLM:
@@ -42,10 +36,9 @@ def stage_model(job: StageJob) -> SASRecLLM:
     shape = model_shape(job.config, job.facts, with_backbone=job.spec.reads.uses_backbone)
     torch.manual_seed(derive_seed(job.config.seed, job.stage, "weights"))
     model = build(job.config, shape, parts=job.parts, with_backbone=job.spec.reads.uses_backbone)
-    origins = stage_origins(job)
-    for part, folder in sorted(origins.items()):
+    for part, folder in sorted(job.origins.items()):
         load_part(folder, part, model)
-    if Part.MAPPER in job.parts and Part.MAPPER not in origins:
+    if Part.MAPPER in job.parts and Part.MAPPER not in job.origins:
         calibrate_mapper(model)
     return model
 

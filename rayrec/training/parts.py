@@ -1,6 +1,6 @@
 """Handoff: trained parts on disk, each saved, verified and loaded on its own (plug-and-play, paper section 3.2.3).
 
-``parts/{stage}/{part}/``: ``model.safetensors`` (fp32) and ``part.json`` (what, from which stage and configuration,
+A part's folder holds ``model.safetensors`` (fp32) and ``part.json`` (what, from which stage and configuration,
 from which parents), which is written last.
 """
 
@@ -17,20 +17,15 @@ from torch import Tensor
 from rayrec import __version__, storage
 from rayrec.errors import InputError
 from rayrec.models.sasrecllm import SASRecLLM
-from rayrec.stages import Part, StageName
+from rayrec.stages import Part
 from rayrec.training.job import StageJob
 
 WEIGHTS, CARD = "model.safetensors", "part.json"
 
 
-def part_folder(run: str, stage: StageName, part: Part) -> str:
-    """Where a run keeps a part as a stage left it."""
-    return storage.join(run, "parts", stage.value, part.value)
-
-
 def is_complete(job: StageJob) -> bool:
     """All parts that the stage trains are there."""
-    return all(storage.exists(storage.join(part_folder(job.run, job.stage, part), CARD)) for part in job.trains)
+    return all(storage.exists(storage.join(job.part_folder(part), CARD)) for part in job.trains)
 
 
 def save_part(folder: str, part: Part, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:

@@ -86,10 +86,10 @@ class Running:
         if not self.ended:
             self._popen.terminate()
             try:
-                self._popen.wait(20)
+                self._popen.wait(5)
             except subprocess.TimeoutExpired:
                 self.kill()
-        end_all(family)
+        end_all(family, grace=2)
 
 
 @contextmanager

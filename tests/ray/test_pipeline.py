@@ -19,7 +19,6 @@ from rayrec.run import Run
 from rayrec.settings import load
 from rayrec.stages import STAGES, SYSTEMS, Part, StageName, SystemName
 from rayrec.training.model import stage_model
-from rayrec.training.parts import part_folder
 
 pytestmark = pytest.mark.timeout(900)
 KEYS = {"step", "loss", "lr", "rows_per_s", "tokens_per_s", "seconds", "memory_gb", "padding", "wait_share"}
@@ -70,7 +69,7 @@ def test_it_leaves_what_is_promised(folder: Path) -> None:
     assert [path for path in wanted if not (folder / path).is_file()] == []
     assert list((folder / "report" / "figures").iterdir()) and list((folder / "report" / "tables").glob("*.csv"))
     assert [path for path in folder.rglob("*") if ".partial" in path.name or ".write-test" in path.name] == []
-    assert {path.name for path in folder.parent.iterdir()} == {"smoke", "log"}
+    assert {path.name for path in folder.parent.iterdir()} == {"smoke", "store", "log"}
 
 
 def test_again_there_is_nothing_to_do(uninterrupted: Pipeline, folder: Path, tmp_path: Path) -> None:
@@ -151,10 +150,10 @@ def test_a_stage_starts_from_what_was_handed_on(
 ) -> None:
     monkeypatch.setenv("RAYREC_CACHE", uninterrupted.env["RAYREC_CACHE"])
     overrides = [*LONGER[1::2], f"storage={folder.parent}"]
-    job = Run(load(processes.ROOT / "configs" / "smoke.yaml", overrides)).stage_job(StageName.TUNE_HYBRID)
+    job = Run(load(processes.ROOT / "configs" / "smoke.yaml", overrides)).stage_jobs()[StageName.TUNE_HYBRID]
     model = stage_model(job)
     for name, stage in ((Part.ENCODER, StageName.PRETRAIN_ENCODER), (Part.LORA, StageName.TUNE_LORA)):
-        saved = safetensors.torch.load_file(Path(part_folder(job.run, stage, name)) / "model.safetensors")
+        saved = part(folder, stage, name)
         loaded = {key: parameter.detach() for key, parameter in model.parts()[name].items()}
         assert same(saved, loaded) == list(saved)
     drawn = {key: parameter.detach() for key, parameter in model.parts()[Part.MAPPER].items()}
@@ -171,7 +170,8 @@ def test_a_stage_starts_from_what_was_handed_on(
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_checkpoint_is_small(stage: StageName, folder: Path) -> None:
     count = sum(tensor.numel() for name in STAGES[stage].trains for tensor in part(folder, stage, name).values())
-    checkpoints = sorted((folder / "stages" / stage / "checkpoints").iterdir())
+    (checkpointed,) = (folder.parent / "store" / stage).iterdir()
+    checkpoints = sorted((checkpointed / "checkpoints").iterdir())
     assert 1 <= len(checkpoints) <= 2  # the newest ones
     for checkpoint in checkpoints:
         size = sum(path.stat().st_size for path in checkpoint.iterdir())
@@ -217,7 +217,8 @@ def test_one_stage_alone_and_one_part_of_it(uninterrupted: Pipeline, folder: Pat
     processes.run(processes.job("train_stage", *options), uninterrupted.env, tmp_path / "trained").checked()
     assert [path.name for path in (tmp_path / "smoke" / "parts" / "tune_hybrid").iterdir()] == ["mapper"]
     mapper = part(tmp_path / "smoke", "tune_hybrid", "mapper")
-    size = (tmp_path / "smoke/stages/tune_hybrid/checkpoints/step-00000005/state.safetensors").stat().st_size
+    (state,) = tmp_path.glob("store/tune_hybrid/*/checkpoints/step-00000005/state.safetensors")
+    size = state.stat().st_size
     assert size <= 16 * sum(tensor.numel() for tensor in mapper.values()) + 2**20
 
 

@@ -30,7 +30,7 @@ def test_trainable_parameters_steps_and_rows_are_those_of_the_real_stages(
     facts = DataFacts(items=80, max_len=12, rows={"train": 3200})
     shape = ModelShape(items=80, max_len=12, backbone=tiny, answers=(1, 2))
     for stage, spec in STAGES.items():
-        job = StageJob(config=config, stage=stage, run="", facts=facts)
+        job = StageJob(config=config, stage=stage, facts=facts, data="")
         torch.manual_seed(0)
         model = build(config, shape, parts=job.parts, with_backbone=spec.reads.uses_backbone)
         count = sum(parameter.numel() for parameter in trainable(model, job.trains).values())

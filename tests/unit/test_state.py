@@ -18,10 +18,10 @@ from rayrec.models.mapper import Mapper
 from rayrec.models.sasrec import SASRec
 from rayrec.models.sasrecllm import SASRecLLM, trainable
 from rayrec.run import Run
-from rayrec.stages import SYSTEMS, Part, StageName, Stream, SystemName
+from rayrec.stages import SYSTEMS, Part, Stream, SystemName
 from rayrec.training import checkpoint
 from rayrec.training.checkpoint import Progress
-from rayrec.training.parts import load_part, part_folder, read_card, save_part
+from rayrec.training.parts import load_part, read_card, save_part
 
 FILES = {"mark.json": b"{}", "a.bin": b"a" * 1000, "z.bin": b"z" * 1000}
 
@@ -181,6 +181,14 @@ def test_nothing_is_prepared_yet(tmp_path: Path) -> None:
         _ = run(tmp_path).manifest
 
 
+def prepared(of: Run) -> None:
+    """As if its data were prepared."""
+    counts = {split: {"rows": 9} for split in ("train", "valid", "test")}
+    manifest = {"items": 3, "mean_liked_per_training_user": 2.4, "splits": counts, "files": {"train.parquet": "a1"}}
+    storage.write_text(of.path("data", "manifest.json"), json.dumps(manifest))
+    storage.write_text(of.path("data", "prompts", "prompts.json"), json.dumps({"files": {"train.parquet": "b2"}}))
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -190,8 +198,8 @@ def test_nothing_is_prepared_yet(tmp_path: Path) -> None:
             {"encoder": "pretrain_encoder/encoder", "mapper": "tune_hybrid/mapper", "lora": "tune_lora/lora"},
         ),
         (
-            {"starts_from": {"lora": "/other/lora", "encoder": "/other/encoder"}},
-            {"encoder": "tune_hybrid/encoder", "mapper": "tune_hybrid/mapper", "lora": "/other/lora"},
+            {"starts_from": {"lora": "OTHER/lora", "encoder": "OTHER/encoder"}},
+            {"encoder": "tune_hybrid/encoder", "mapper": "tune_hybrid/mapper", "lora": "OTHER/lora"},
         ),
     ],
     ids=["all", "mapper only", "from elsewhere"],
@@ -199,14 +207,19 @@ def test_nothing_is_prepared_yet(tmp_path: Path) -> None:
 def test_a_system_is_scored_with_the_parts_it_was_trained_with(
     changes: dict[str, Any], expected: dict[str, str], tmp_path: Path
 ) -> None:
-    of = run(tmp_path, stages={"tune_hybrid": changes})
-    counts = {split: {"rows": 9} for split in ("train", "valid", "test")}
-    manifest = {"items": 3, "mean_liked_per_training_user": 2.4, "splits": counts}
-    storage.write_text(of.path("data", "manifest.json"), json.dumps(manifest))
-    for part in changes.get("trains", ["encoder", "mapper"]):
-        storage.write_text(of.path("parts", "tune_hybrid", part, "part.json"), "{}")
+    elsewhere = {
+        part: folder.replace("OTHER", f"{tmp_path}/other") for part, folder in changes.get("starts_from", {}).items()
+    }
+    of = run(tmp_path, stages={"tune_hybrid": changes | ({"starts_from": elsewhere} if elsewhere else {})})
+    prepared(of)
+    trained = [f"tune_hybrid/{part}" for part in changes.get("trains", ["encoder", "mapper"])]
+    for part in (*trained, "pretrain_encoder/encoder", "tune_lora/lora"):
+        storage.write_text(of.path("parts", part, "part.json"), json.dumps({"sha256": part}))
+    for folder in elsewhere.values():
+        storage.write_text(f"{folder}/part.json", json.dumps({"sha256": folder}))
     task = scoring._task(of, SYSTEMS[SystemName.SASRECLLM], Stream.HYBRID_PROMPTS)
-    found = {part.value: folder.removeprefix(of.path("parts") + "/") for part, folder in task.job.parts.items()}
+    places = {part.value: folder.replace(other, "OTHER") for part, folder in task.job.parts.items()}
+    found = {part: place.removeprefix(of.path("parts") + "/") for part, place in places.items()}
     assert found == expected
     assert (task.job.facts.items, task.job.facts.max_len) == (3, 2)
 
@@ -341,7 +354,7 @@ def weights(of: SASRecLLM, part: Part = Part.ENCODER) -> Mapping[str, Tensor]:
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> str:
-    folder = part_folder(str(tmp_path), StageName.PRETRAIN_ENCODER, Part.ENCODER)
+    folder = f"{tmp_path}/parts/pretrain_encoder/encoder"
     save_part(folder, Part.ENCODER, weights(model()), {"stage": "pretrain_encoder", "step": 3})
     return folder
 
