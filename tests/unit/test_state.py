@@ -207,10 +207,9 @@ def prepared(of: Run) -> None:
 def test_a_system_is_scored_with_the_parts_it_was_trained_with(
     changes: dict[str, Any], expected: dict[str, str], tmp_path: Path
 ) -> None:
-    elsewhere = {
-        part: folder.replace("OTHER", f"{tmp_path}/other") for part, folder in changes.get("starts_from", {}).items()
-    }
-    of = run(tmp_path, stages={"tune_hybrid": changes | ({"starts_from": elsewhere} if elsewhere else {})})
+    other = f"{tmp_path}/other"
+    elsewhere = {part: folder.replace("OTHER", other) for part, folder in changes.get("starts_from", {}).items()}
+    of = run(tmp_path, stages={"tune_hybrid": changes | {"starts_from": elsewhere}})
     prepared(of)
     trained = [f"tune_hybrid/{part}" for part in changes.get("trains", ["encoder", "mapper"])]
     for part in (*trained, "pretrain_encoder/encoder", "tune_lora/lora"):
