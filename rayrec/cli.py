@@ -5,11 +5,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rayrec.config import Config
 from rayrec.errors import InputError
 from rayrec.settings import load
 from rayrec.stages import StageName
+
+if TYPE_CHECKING:
+    from rayrec.search.config import Search
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -66,6 +70,24 @@ def main_for_stage(description: str, default: Path, act: Callable[[Config, Stage
     options.add_argument("stage", choices=[stage.value for stage in StageName])
     found = options.parse_args()
     run(lambda: _plan_or(lambda config: act(config, StageName(found.stage)), found, default))
+
+
+def main_for_search(description: str, default: Path, act: Callable[["Search"], None]) -> None:
+    """The same for a search, whose file is not a run's; its values are set by ``--set`` alike."""
+    options = parser(description).parse_args()
+
+    def job() -> None:
+        from rayrec.search.config import load_search  # noqa: PLC0415
+
+        search = load_search(options.config or default, options.set)
+        if options.plan:
+            from rayrec.search.plan import print_search_plan  # noqa: PLC0415
+
+            print_search_plan(search)
+        else:
+            act(search)
+
+    run(job)
 
 
 def _plan_or(act: Callable[[Config], None], options: argparse.Namespace, default: Path) -> None:

@@ -19,38 +19,56 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     Raises:
         InputError: the file is missing or no YAML mapping; a key is unknown; a value has the wrong type or size.
     """
-    tree: dict[str, Any] = {}
-    origin = str(path) if path else "--set"
-    if path is not None:
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file; give --config an existing YAML file") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{path}: not readable as YAML: {error}") from None
-        if loaded is not None and not isinstance(loaded, dict):
-            raise InputError(f"{path}: expected `key: value` lines at the top level, found a {type(loaded).__name__}")
-        tree = loaded or {}
-    return validate(override(tree, overrides), origin)
+    tree = read_tree(path) if path is not None else {}
+    return validate(override(tree, overrides), str(path) if path else "--set")
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        InputError: no such file, or something else is in it.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give --config an existing YAML file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not readable as YAML: {error}") from None
+    if loaded is not None and not isinstance(loaded, dict):
+        raise InputError(f"{path}: expected `key: value` lines at the top level, found a {type(loaded).__name__}")
+    return loaded or {}
 
 
 def override(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """A copy of ``tree`` with each ``dotted.path=value`` set; values are read as YAML (``1e-3`` as a number)."""
-    result: dict[str, Any] = copy.deepcopy(dict(tree))
+    values: dict[str, Any] = {}
     for assignment in assignments:
         dotted, sign, text = assignment.partition("=")
         if not sign or not dotted:
             raise InputError(f"--set {assignment}: expected dotted.path=value, for example --set engine.zero_stage=1")
+        try:
+            values[dotted] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {assignment}: the value is not readable as YAML: {error}") from None
+    return with_values(tree, values, "--set ")
+
+
+def with_values(tree: Mapping[str, Any], values: Mapping[str, Any], origin: str = "") -> dict[str, Any]:
+    """A copy of ``tree`` with the value at each dotted path set.
+
+    Raises:
+        InputError: a path leads through something that is no section.
+    """
+    result: dict[str, Any] = copy.deepcopy(dict(tree))
+    for dotted, value in values.items():
         node = result
         *parents, leaf = dotted.split(".")
         for key in parents:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
-                raise InputError(f"--set {assignment}: {key!r} is a value, not a section")
-        try:
-            node[leaf] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {assignment}: the value is not readable as YAML: {error}") from None
+                raise InputError(f"{origin}{dotted}: {key!r} is a value, not a section")
+        node[leaf] = value
     return result
 
 
@@ -59,25 +77,34 @@ def validate(tree: Mapping[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"{origin}: {'; '.join(_explain(dict(e)) for e in error.errors())}") from None
+        raise InputError(f"{origin}: {explain(error, Config)}") from None
 
 
-def _explain(error: Mapping[str, Any]) -> str:
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """What pydantic found, in one line."""
+    return "; ".join(_explain(dict(found), root) for found in error.errors())
+
+
+def _explain(error: Mapping[str, Any], root: type[BaseModel]) -> str:
     path = [str(key) for key in error["loc"] if not isinstance(key, str) or "[" not in key]
     dotted = ".".join(path) or "config"
     if error["type"] == "extra_forbidden":
-        known = _keys_at(path[:-1])
+        known = _keys_at(path[:-1], root)
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         mend = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {dotted!r}; {mend}"
     if error["type"] == "value_error":
         return f"{dotted}: {error['ctx']['error']}"
+    if error["type"] == "missing":
+        return f"{dotted}: missing; it has no default"
     return f"{dotted}: {error['msg']}, got {error['input']!r}"
 
 
-def _keys_at(path: Sequence[str]) -> list[str]:
-    section: type[BaseModel] = Config
+def _keys_at(path: Sequence[str], root: type[BaseModel]) -> list[str]:
+    section = root
     for key in path:
+        if key not in section.model_fields:  # the key of a mapping to sections, or the kind of one of several
+            continue
         annotation = section.model_fields[key].annotation
         options = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
         if not options:

@@ -35,7 +35,7 @@ SERIES: Final = (
     ("#cc79a7", "#e29cc4"),
     ("#56b4e9", "#8bcdf2"),
 )
-INK, MUTED, GRID = "#1d2127", "#68707c", "#e2e4e9"
+INK, MUTED, GRID, PAPER = "#1d2127", "#68707c", "#e2e4e9", "#ffffff"
 _STYLE: Final[Any] = {  # Any: newer matplotlib types its keys one by one, older does not
     "font.size": 9,
     "axes.edgecolor": MUTED,
@@ -69,7 +69,7 @@ _CHANCE: Final = 0.5
 
 def slices_figure(metrics: Mapping[str, SystemMetrics], titles: Mapping[str, str]) -> Figure:
     """AUC and UAUC of each system on each slice as bars from chance (0.5), with 95% intervals."""
-    with _drawing(10, 3.5) as figure:
+    with drawing(10, 3.5) as figure:
         width = 0.8 / max(1, len(titles))
         for axes, metric in zip(figure.subplots(1, 2), ("auc", "uauc"), strict=True):
             for index, system in enumerate(titles):
@@ -87,7 +87,7 @@ def slices_figure(metrics: Mapping[str, SystemMetrics], titles: Mapping[str, str
 
 def training_figure(progress: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Training loss, and validation AUC (line) and UAUC (dashes), over the steps of all stages laid end to end."""
-    with _drawing(10, 4.6) as figure:
+    with drawing(10, 4.6) as figure:
         losses, valid = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         start, spans = 0.0, []
         for stage, lines in progress.items():
@@ -108,7 +108,7 @@ def training_figure(progress: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figu
 
 def curves_figure(predictions: Mapping[str, pd.DataFrame], titles: Mapping[str, str]) -> Figure:
     """ROC curves, reliability (share of likes by score, in the bins of the ECE) and the spread of the scores."""
-    with _drawing(10, 3.9) as figure:
+    with drawing(10, 3.9) as figure:
         roc, reliability, spread = figure.subplots(1, 3)
         for axes in (roc, reliability):
             axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, dashes=(3, 3))
@@ -128,6 +128,15 @@ def curves_figure(predictions: Mapping[str, pd.DataFrame], titles: Mapping[str, 
     return figure
 
 
+@contextmanager
+def drawing(width: float, height: float) -> Iterator[Figure]:
+    """A new figure in the report's style, its size in inches."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+
+
 def series(index: int) -> str:
     """The colour of the index-th system, everywhere in the report."""
     return SERIES[index % len(SERIES)][0]
@@ -136,7 +145,7 @@ def series(index: int) -> str:
 def write_png(figure: Figure, path: Path) -> None:
     """Writes the figure on white, 160 dots per inch."""
     with mpl.rc_context(_STYLE):
-        figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
+        figure.savefig(path, dpi=160, facecolor=PAPER, metadata={"Software": None})
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
@@ -161,16 +170,8 @@ def css_colours() -> tuple[dict[str, str], dict[str, str]]:
 _PROGRESS: Final = ("step", "loss", "valid_auc", "valid_uauc")
 
 
-@contextmanager
-def _drawing(width: float, height: float) -> Iterator[Figure]:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure
-
-
 def _css_variables() -> dict[str, str]:
-    fixed = {INK: "--ink", MUTED: "--muted", GRID: "--line"}
+    fixed = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--page"}
     return fixed | {pair[0]: f"--series-{index}" for index, pair in enumerate(SERIES)}
 
 

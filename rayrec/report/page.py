@@ -34,7 +34,9 @@ class ReportData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Drawn:
+class Drawn:
+    """A figure of the page and its PNG twin, ``figures/{name}.png``."""
+
     name: str
     figure: Figure
     caption: str
@@ -50,7 +52,21 @@ def write_report(data: ReportData, folder: Path) -> Path:
 
     The same data gives the same bytes: no clock, no random ids.
     """
-    drawn, listed = _figures(data), _tables(data)
+    return write_page(
+        folder,
+        "page.html.j2",
+        _figures(data),
+        _tables(data),
+        data=data,
+        examples=[_example(example, data.titles) for example in data.examples],
+        floor=next(iter(data.titles.values()), ""),
+    )
+
+
+def write_page(
+    folder: Path, template: str, drawn: Mapping[str, Drawn], listed: Mapping[str, Table], **shown: Any
+) -> Path:
+    """Writes the figures, the tables and the page that shows them and ``shown``; returns the page's path."""
     for name in ("figures", "tables"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for item in drawn.values():
@@ -58,22 +74,15 @@ def write_report(data: ReportData, folder: Path) -> Path:
     for table in listed.values():
         table.csv.to_csv(folder / "tables" / f"{table.name}.csv", index=False, lineterminator="\n")
     light, dark = figures.css_colours()
-    page = _template().render(
-        data=data,
-        figures=drawn,
-        tables=listed,
-        examples=[_example(example, data.titles) for example in data.examples],
-        floor=next(iter(data.titles.values()), ""),
-        light=light,
-        dark=dark,
-        colours=len(figures.SERIES),
+    page = _template(template).render(
+        figures=drawn, tables=listed, light=light, dark=dark, colours=len(figures.SERIES), **shown
     )
     path = folder / "index.html"
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def _template() -> Any:
+def _template(name: str) -> Any:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # titles of items are other people's text
@@ -81,7 +90,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def _sample(data: ReportData) -> str:
@@ -154,20 +163,20 @@ def _metric_tables(data: ReportData, sample: str) -> list[Table]:
     ]
 
 
-def _figures(data: ReportData) -> dict[str, _Drawn]:
+def _figures(data: ReportData) -> dict[str, Drawn]:
     sample = _sample(data)
     made = [
-        _Drawn(
+        Drawn(
             name="slices",
             figure=figures.slices_figure(data.metrics, data.titles),
             caption=f"AUC and UAUC by slice with 95% intervals; a dash where a slice has no value. {sample}",
         ),
-        _Drawn(
+        Drawn(
             name="training",
             figure=figures.training_figure(data.progress),
             caption="Training loss (thin: as logged, thick: smoothed) and validation AUC over all stages, end to end.",
         ),
-        _Drawn(
+        Drawn(
             name="curves",
             figure=figures.curves_figure(data.predictions, data.titles),
             caption="ROC curves; calibration, where the diagonal is perfect and a dot's area is its share of the rows; "

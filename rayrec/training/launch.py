@@ -19,34 +19,39 @@ class StageError(RuntimeError):
 
 
 def run_stages(jobs: Sequence[StageJob]) -> None:
-    """Train stages of one configuration, in order, to their ends.
+    """Train stages of one configuration, in order, to their ends, and show how it goes; raises as ``train_stages``."""
+    with live_lines() as board:
+        train_stages(jobs, board)
+
+
+def train_stages(jobs: Sequence[StageJob], board: Any) -> None:
+    """The same, telling ``board`` (an actor like ``Board``) alone.
 
     Raises:
         InputError: the workers found a part or checkpoint that cannot be used.
         StageError: a stage ended before its planned steps, and not by early stopping.
     """
     cluster = jobs[0].config.cluster
-    with live_lines() as board:
-        trainer = TorchTrainer(
-            train_worker,  # type: ignore[arg-type]  # its types say None, but Ray passes on what the loop returns
-            train_loop_config={"jobs": list(jobs), "board": board},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=cluster.workers,
-                use_gpu=cluster.gpus_per_worker > 0,
-                resources_per_worker=worker_resources(cluster.cpus_per_worker, cluster.gpus_per_worker),
-            ),
-            run_config=ray.train.RunConfig(
-                name="ray_train",
-                storage_path=jobs[0].folder,
-                failure_config=ray.train.FailureConfig(max_failures=max(-1, cluster.max_failures * len(jobs))),
-            ),
-        )
-        try:
-            result: Any = trainer.fit()
-            summary: dict[str, Any] | None = result.return_value
-        except Exception as error:  # Ray wraps what the workers raised in several ways
-            job = next((job for job in jobs if not is_complete(job)), jobs[-1])
-            raise StageError(f"stage {job.stage} failed: {_reason(error)}; see {job.folder}") from error
+    trainer = TorchTrainer(
+        train_worker,  # type: ignore[arg-type]  # its types say None, but Ray passes on what the loop returns
+        train_loop_config={"jobs": list(jobs), "board": board},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=cluster.gpus_per_worker > 0,
+            resources_per_worker=worker_resources(cluster.cpus_per_worker, cluster.gpus_per_worker),
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray_train",
+            storage_path=jobs[0].folder,
+            failure_config=ray.train.FailureConfig(max_failures=max(-1, cluster.max_failures * len(jobs))),
+        ),
+    )
+    try:
+        result: Any = trainer.fit()
+        summary: dict[str, Any] | None = result.return_value
+    except Exception as error:  # Ray wraps what the workers raised in several ways
+        job = next((job for job in jobs if not is_complete(job)), jobs[-1])
+        raise StageError(f"stage {job.stage} failed: {_reason(error)}; see {job.folder}") from error
     if summary and summary["error"]:
         raise InputError(summary["error"])
     for job in jobs:

@@ -116,6 +116,7 @@ class Stage:
                 self._save(progress)
             if "valid_auc" in line:  # after it is saved: what was once told is not forgotten
                 ray.train.report(line)
+                self._pass(line)
         if self.rank == 0:
             self._hand_on(progress)
             ray.get(self.board.end.remote(job.stage.value, _closing_line(job.stage, progress)))
@@ -175,6 +176,12 @@ class Stage:
             checkpoint.save(self.job.folder, replace(progress, loss_scale=self.engine.loss_scale()), state)
         dist.barrier()
         self.watch.lap()
+
+    def _pass(self, line: dict[str, Any]) -> None:
+        """Wait until the evaluation after this one is wanted; the other workers wait at their next collective."""
+        if self.rank == 0:
+            ray.get(self.board.passed.remote(line["step"] // self.job.steps_per_epoch, line["last"]))
+            self.watch.lap()
 
     def _show(self, progress: Progress, line: dict[str, Any]) -> None:
         if self.rank == 0:

@@ -1,5 +1,6 @@
 """The live line of the stage at work: stage, step, loss, rows/s, time left; and a plain line when it ends."""
 
+import asyncio
 import sys
 import threading
 import time
@@ -51,8 +52,43 @@ class Board:
         """Tell of a stage's end; a second time, after a restart of the workers, changes nothing."""
         self._ended.setdefault(stage, line)
 
+    def passed(self, evaluation: int, last: bool) -> None:
+        """A ``Gate`` would wait here."""
+
     def read(self) -> News:
         return News(self._pulse, dict(self._ended))
+
+
+@ray.remote(num_cpus=0)
+class Gate:
+    """A board that holds the training after each evaluation until the next one is allowed."""
+
+    def __init__(self) -> None:
+        self._allowed: float = 0
+        self._reached = 0
+        self._changed = asyncio.Condition()
+
+    async def show(self, pulse: Pulse) -> None:
+        """Nobody looks."""
+
+    async def end(self, stage: str, line: str) -> None:
+        """Nobody looks."""
+
+    async def passed(self, evaluation: int, last: bool) -> None:
+        """Called behind an evaluation that is on record; returns when the training may go on."""
+        self._reached = max(self._reached, evaluation)
+        async with self._changed:
+            await self._changed.wait_for(lambda: last or self._allowed > evaluation)
+
+    async def allow(self, evaluation: float) -> None:
+        """Let the training go on up to the evaluation of this number."""
+        async with self._changed:
+            self._allowed = max(self._allowed, evaluation)
+            self._changed.notify_all()
+
+    async def reached(self) -> int:
+        """Number of the last evaluation on record."""
+        return self._reached
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Hyperparameter search: trials on Ray Tune that never train the same stage twice."""

@@ -1,0 +1,170 @@
+"""A search as its user writes it: base configuration, space, objective, algorithm, scheduler, budget."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+
+from rayrec.config import STORE, Config, Section, fingerprint, identity
+from rayrec.errors import InputError
+from rayrec.search.space import Distribution, check_space, data_variants, grid, lineage
+from rayrec.settings import explain, load, override, read_tree, validate, with_values
+from rayrec.stages import StageName
+
+Metric = Literal["valid_auc", "valid_uauc", "valid_log_loss"]
+
+
+class Objective(Section):
+    """The best value that a stage's evaluations reach."""
+
+    stage: StageName
+    metric: Metric = "valid_auc"
+
+    @property
+    def mode(self) -> Literal["max", "min"]:
+        return "min" if self.metric == "valid_log_loss" else "max"
+
+
+class NoScheduler(Section):
+    """Every trial trains to its end."""
+
+    kind: Literal["none"] = "none"
+
+
+class Asha(Section):
+    """Asynchronous successive halving, https://arxiv.org/abs/1810.05934; times are evaluations (epochs)."""
+
+    kind: Literal["asha"]
+    grace: PositiveInt = 1
+    factor: float = Field(3.0, gt=1)
+
+
+class HyperBand(Section):
+    """https://arxiv.org/abs/1603.06560: trials wait for each other, so fewer run at once."""
+
+    kind: Literal["hyperband"]
+    factor: float = Field(3.0, gt=1)
+
+
+class MedianStopping(Section):
+    """Vizier's rule: stop what stays below the median of the running averages."""
+
+    kind: Literal["median"]
+    grace: PositiveInt = 1
+    at_least: PositiveInt = 3  # trials to compare with
+
+
+class Budget(Section):
+    """When the search ends: all trials done, or this many hours after the command began."""
+
+    trials: PositiveInt = 12
+    hours: PositiveFloat | None = None
+
+
+Scheduler = Annotated[NoScheduler | Asha | HyperBand | MedianStopping, Field(discriminator="kind")]
+
+
+class SearchConfig(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    base: str  # configuration file, from the search file's folder
+    set: Mapping[str, Any] = {}  # dotted path -> value, on top of the base
+    objective: Objective
+    space: Mapping[str, Distribution] = Field(min_length=1)
+    algorithm: Literal["random", "grid", "tpe"] = "tpe"
+    scheduler: Scheduler = Asha(kind="asha")
+    budget: Budget = Budget()
+    concurrent: PositiveInt | None = None  # trials at once; None: as many as the cluster has room for
+    seed: int = Field(0, ge=0)
+
+
+class Search(Section):
+    """A checked search with its base configuration resolved."""
+
+    config: SearchConfig
+    base: Config
+
+    @property
+    def stage(self) -> StageName:
+        return self.config.objective.stage
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the search's name stands for; a budget may grow."""
+        what = self.config.model_dump(mode="json", exclude={"name", "base", "set", "budget", "concurrent"})
+        return {"search": what, "base": identity(self.base)}
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.identity)
+
+    @property
+    def trials(self) -> int:
+        """Trials to run: a grid has as many as it has points."""
+        return len(grid(self.config.space)) if self.config.algorithm == "grid" else self.config.budget.trials
+
+    def trial_config(self, values: Mapping[str, Any]) -> Config:
+        """The configuration of one trial.
+
+        Raises:
+            InputError: the values do not go together.
+        """
+        tree = with_values(self.base.model_dump(mode="json"), values)
+        return validate(tree, ", ".join(f"{path}={value}" for path, value in values.items()))
+
+
+def load_search(path: Path, overrides: Sequence[str] = ()) -> Search:
+    """Read and check a search file.
+
+    Raises:
+        InputError: the file, its base, its space or its budget cannot be used; one line says why.
+    """
+    origin = str(path)
+    tree = override(read_tree(path), overrides)
+    try:
+        config = SearchConfig.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{origin}: {explain(error, SearchConfig)}") from None
+    if config.name == STORE:
+        raise InputError(f"{origin}: name: {STORE!r} is the folder of stage results; choose another name")
+    plain = load(path.parent / config.base)
+    base = validate(with_values(plain.model_dump(mode="json"), config.set), f"{origin}: set")
+    stage = config.objective.stage
+    check_space(config.space, base, stage, origin)
+    data_variants(config.space, origin)
+    _check_budget(config, base, origin)
+    return Search(config=config, base=base)
+
+
+def _check_budget(config: SearchConfig, base: Config, origin: str) -> None:
+    if config.algorithm == "grid":
+        points = len(grid(config.space))
+        if "trials" in config.budget.model_fields_set and config.budget.trials < points:
+            raise InputError(
+                f"{origin}: budget.trials: {config.budget.trials}, but the grid has {points} points;"
+                " leave it out, raise it or make the space smaller"
+            )
+    evaluations = longest(config, base)
+    grace = getattr(config.scheduler, "grace", 1)
+    if grace > evaluations:
+        raise InputError(
+            f"{origin}: scheduler.grace: {grace} evaluations, but {config.objective.stage} has only {evaluations}"
+        )
+
+
+def longest(config: SearchConfig, base: Config) -> int:
+    """Evaluations of a trial that runs to its end: the most that the space allows."""
+    stage = config.objective.stage
+    path = f"stages.{stage}.epochs"
+    drawn = config.space.get(path)
+    return max(drawn.corners) if drawn is not None else base.stages[stage].epochs
+
+
+def as_yaml(config: Config) -> str:
+    """A configuration file: only what differs from the defaults."""
+    tree = config.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+__all__ = ["Budget", "Objective", "Search", "SearchConfig", "as_yaml", "lineage", "load_search", "longest"]

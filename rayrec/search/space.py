@@ -1,0 +1,182 @@
+"""What a search varies: dotted paths of the ordinary configuration and the values each may take."""
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from rayrec.config import Config, Section
+from rayrec.errors import InputError
+from rayrec.settings import validate, with_values
+from rayrec.stages import STAGES, Part, StageName, inherited
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+_MOST_COMBINATIONS = 2000  # of a space's corners that are tried on the configuration; beyond it a seeded sample
+_WHOLE = 1_000_000  # values of a range that may be listed
+
+Values = dict[str, Any]  # dotted path -> value
+
+
+class Distribution(Section):
+    """One of: ``choice`` (any values), ``uniform``, ``loguniform`` (floats), ``randint`` (whole, both ends in)."""
+
+    choice: tuple[Any, ...] | None = Field(None, min_length=1)
+    uniform: tuple[float, float] | None = None
+    loguniform: tuple[float, float] | None = None
+    randint: tuple[int, int] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_list_is_a_choice(cls, value: Any) -> Any:
+        return {"choice": value} if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Distribution":
+        given = self.model_dump(exclude_none=True)
+        if len(given) != 1:
+            raise ValueError("give a list of values or one of choice, uniform, loguniform, randint")
+        if self.choice is None:
+            ((kind, (low, high)),) = given.items()
+            if not low < high:
+                raise ValueError(f"{kind} [{low}, {high}]: the first must be less than the second")
+            if kind == "loguniform" and low <= 0:
+                raise ValueError(f"loguniform [{low}, {high}]: must be above 0")
+        return self
+
+    @property
+    def values(self) -> tuple[Any, ...] | None:
+        """All values, where they can be listed."""
+        if self.choice is not None:
+            return self.choice
+        if self.randint is not None and self.randint[1] - self.randint[0] < _WHOLE:
+            return tuple(range(self.randint[0], self.randint[1] + 1))
+        return None
+
+    @property
+    def corners(self) -> tuple[Any, ...]:
+        """Values that stand for all: every choice, or both ends of a range."""
+        if self.choice is not None:
+            return self.choice
+        return self.uniform or self.loguniform or self.randint or ()
+
+    @property
+    def optuna(self) -> "BaseDistribution":
+        """For a sampler; of a choice the number of the value is drawn, since values may be lists."""
+        from optuna.distributions import (  # noqa: PLC0415  (a second to import; --help stays quick)
+            CategoricalDistribution,
+            FloatDistribution,
+            IntDistribution,
+        )
+
+        if self.choice is not None:
+            return CategoricalDistribution(tuple(range(len(self.choice))))
+        if self.randint is not None:
+            return IntDistribution(*self.randint)
+        low, high = self.uniform or self.loguniform or (0.0, 1.0)
+        return FloatDistribution(low, high, log=self.loguniform is not None)
+
+    def value(self, drawn: Any) -> Any:
+        """The configuration's value for what a sampler drew."""
+        return self.choice[drawn] if self.choice is not None else drawn
+
+    def describe(self) -> str:
+        """In words, for the report."""
+        if self.choice is not None:
+            return f"one of {', '.join(map(str, self.choice))}"
+        if self.randint is not None:
+            return f"whole, {self.randint[0]} .. {self.randint[1]}"
+        low, high = self.uniform or self.loguniform or (0.0, 1.0)
+        return f"{'log-uniform' if self.loguniform else 'uniform'}, {low:g} .. {high:g}"
+
+
+Space = Mapping[str, Distribution]
+
+
+def grid(space: Space) -> list[Values]:
+    """Every combination, the last path varying fastest.
+
+    Raises:
+        InputError: a path's values cannot be listed.
+    """
+    for path, distribution in space.items():
+        if distribution.values is None:
+            raise InputError(f"space.{path}: a grid needs a list of values, not a range of real numbers")
+    return [
+        dict(zip(space, values, strict=True)) for values in itertools.product(*(d.values or () for d in space.values()))
+    ]
+
+
+def check_space(space: Space, base: Config, stage: StageName, origin: str) -> None:
+    """Try the space's corners on the configuration.
+
+    Raises:
+        InputError: a path is unknown or changes nothing that ``stage`` computes, or a value is refused.
+    """
+    for path in space:
+        _check_matters(path, base, stage, origin)
+    tree = base.model_dump(mode="json")
+    for path, distribution in space.items():  # one by one first: the message then names the culprit alone
+        for value in distribution.corners:
+            validate(with_values(tree, {path: value}), f"{origin}: space.{path}: {value!r}")
+    for values in _combinations(space):
+        shown = ", ".join(f"{path}={value}" for path, value in values.items())
+        validate(with_values(tree, values), f"{origin}: space: {shown}")
+
+
+def _combinations(space: Space) -> Iterator[Values]:
+    sizes = [len(distribution.corners) for distribution in space.values()]
+    if math.prod(sizes) <= _MOST_COMBINATIONS:
+        corners = itertools.product(*(distribution.corners for distribution in space.values()))
+        yield from (dict(zip(space, values, strict=True)) for values in corners)
+        return
+    draw = random.Random(0)
+    for _ in range(_MOST_COMBINATIONS):
+        yield {path: draw.choice(distribution.corners) for path, distribution in space.items()}
+
+
+def _check_matters(path: str, base: Config, stage: StageName, origin: str) -> None:
+    section, _, rest = path.partition(".")
+    sections = _sections(stage)
+    if section not in Config.model_fields:
+        validate(with_values(base.model_dump(mode="json"), {path: None}), f"{origin}: space")  # says what was meant
+    named = rest.partition(".")[0] if section == "stages" else None
+    stages = {name.value for name in lineage(stage)}
+    unread = section not in sections or (named is not None and named in set(StageName) and named not in stages)
+    if unread or path.endswith((".checkpoint_every", ".starts_from")):
+        raise InputError(f"{origin}: space.{path}: changes nothing that {stage} computes; leave it out")
+
+
+def lineage(stage: StageName) -> tuple[StageName, ...]:
+    """The stage's ancestors and itself, in the order of training."""
+    before = [ancestor for parent in STAGES[stage].starts_from for ancestor in lineage(parent)]
+    return tuple(dict.fromkeys([*before, stage]))
+
+
+def _sections(stage: StageName) -> set[str]:
+    """Sections of the configuration that a stage or an ancestor reads."""
+    sections = {"stages", "data", "seed", "engine"}
+    for name in lineage(stage):
+        spec = STAGES[name]
+        held = spec.trains | frozenset(inherited(name))
+        sections |= {"encoder"} if Part.ENCODER in held else set()
+        sections |= {"mapper"} if Part.MAPPER in held else set()
+        sections |= {"backbone", "lora"} if spec.reads.uses_backbone else set()
+    return sections
+
+
+def data_variants(space: Space, origin: str) -> Sequence[Values]:
+    """Every combination of the values that change the prepared data; one empty combination where none does.
+
+    Raises:
+        InputError: such a value is drawn from a range of real numbers, so that not all can be prepared beforehand.
+    """
+    paths = {path: distribution for path, distribution in space.items() if path.startswith("data.")}
+    for path, distribution in paths.items():
+        if distribution.values is None:
+            raise InputError(f"{origin}: space.{path}: data is prepared before the first trial; give a list of values")
+    return grid(paths)

@@ -1,0 +1,208 @@
+"""A trial: one configuration of the searched stage, told evaluation by evaluation.
+
+What is on record in the store is told again without training, so a trial that was killed, stopped or finished before
+goes on from its last evaluation, in this search or another.
+"""
+
+import json
+import math
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+
+from rayrec import storage
+from rayrec.errors import InputError
+from rayrec.search.config import Search, lineage
+from rayrec.search.schedule import EVALUATION
+from rayrec.search.suggest import OBJECTIVE, VALUES
+from rayrec.store import Prepared, stage_jobs
+from rayrec.training.job import StageJob
+from rayrec.training.launch import StageError, train_stages
+from rayrec.training.parts import is_complete
+from rayrec.training.progress import Gate
+
+_POLL_SECONDS = 0.1
+_CLAIM_SECONDS = 30.0  # a claim that is not renewed for so long belongs to a dead trial
+FAILURE = "failure.json"
+
+
+@dataclass(frozen=True)
+class TrialSetting:
+    """What all trials of a search share."""
+
+    search: Search
+    store: str
+    data: Mapping[str, str]  # key of ``data_key`` -> folder of prepared data
+    claims: Any
+
+
+def data_key(search: Search, values: Mapping[str, Any]) -> str:
+    """Names the prepared data that a trial with these values reads."""
+    return json.dumps({path: values[path] for path in sorted(values) if path.startswith("data.")})
+
+
+@ray.remote(num_cpus=0)
+class Claims:
+    """Who trains which stage, so that trials that need the same one train it once."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[str, float]] = {}
+
+    def take(self, stage: str, holder: str) -> bool:
+        """Take or renew a claim; False while another holds it."""
+        owner, renewed = self._held.get(stage, (holder, 0.0))
+        if owner != holder and time.monotonic() - renewed < _CLAIM_SECONDS:
+            return False
+        self._held[stage] = holder, time.monotonic()
+        return True
+
+    def give_back(self, stage: str, holder: str) -> None:
+        """End a claim."""
+        if self._held.get(stage, ("", 0.0))[0] == holder:
+            del self._held[stage]
+
+
+class Training:
+    """``train_stages`` in a thread, held at a gate after each evaluation until the next is wanted."""
+
+    def __init__(self, job: StageJob) -> None:
+        self.gate = Gate.remote()  # type: ignore[attr-defined]
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(job,), daemon=True)
+        self._thread.start()
+
+    def _run(self, job: StageJob) -> None:
+        try:
+            train_stages([job], self.gate)
+        except BaseException as error:  # raised again where the trial waits
+            self._error = error
+
+    def has_ended(self) -> bool:
+        """Raises what the training raised."""
+        if self._thread.is_alive():
+            return False
+        if self._error is not None:
+            raise self._error
+        return True
+
+
+class Trial(tune.Trainable):
+    """``step`` gives the next evaluation; the last carries ``done``."""
+
+    def setup(self, config: dict[str, Any], setting: TrialSetting) -> None:  # type: ignore[override]  # with_parameters
+        self._setting, self._values = setting, config[VALUES]
+        self._holder = uuid.uuid4().hex
+        self._told: Iterator[dict[str, Any]] | None = None
+        self._evaluation, self._best = 0, math.nan
+
+    def step(self) -> dict[str, Any]:
+        if self._told is None:
+            self._told = self._tell()
+        return next(self._told)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Only how far the trial was told: its state is in the store. For schedulers that pause."""
+        return {"evaluation": self._evaluation, "best": self._best}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        if checkpoint:
+            self._evaluation, self._best = checkpoint["evaluation"], checkpoint["best"]
+
+    def _tell(self) -> Iterator[dict[str, Any]]:
+        record = None
+        try:
+            job = self._ready()
+            record = storage.join(job.folder, FAILURE)
+            if storage.exists(record):
+                raise InputError(json.loads(storage.read_text(record))["reason"])
+            for line in self._evaluations(job):
+                yield self._result(line)
+        except (InputError, StageError) as error:  # another attempt would end the same
+            if record is not None:
+                storage.write_text(record, json.dumps({"reason": str(error)}))
+            yield {OBJECTIVE: math.nan, EVALUATION: self._evaluation + 1, "error": str(error), "done": True}
+
+    def _ready(self) -> StageJob:
+        """The searched stage's job, once the stages before it are complete."""
+        search = self._setting.search
+        saved_always = {f"stages.{search.stage}.checkpoint_every": 1}  # what was told must be on record
+        config = search.trial_config(self._values | saved_always)
+        data = Prepared(self._setting.data[data_key(search, self._values)])
+        jobs = stage_jobs(config, data, self._setting.store)
+        for stage in lineage(search.stage)[:-1]:
+            if stage in jobs:
+                self._train_once(jobs[stage])
+        return jobs[search.stage]
+
+    def _train_once(self, job: StageJob) -> None:
+        """Train a stage that other trials may need too, or wait for the one that does."""
+        while not is_complete(job):
+            if not self._claim(job):
+                time.sleep(1)
+                continue
+            try:
+                training = Training(job)
+                ray.get(training.gate.allow.remote(math.inf))
+                while not training.has_ended():
+                    self._claim(job)
+                    time.sleep(_POLL_SECONDS)
+            finally:
+                self._unclaim(job)
+
+    def _evaluations(self, job: StageJob) -> Iterator[dict[str, Any]]:
+        """Evaluations from the next one on, each trained only when it is asked for."""
+        while not self._claim(job):
+            time.sleep(1)
+        try:
+            training: Training | None = None
+            while True:
+                lines = recorded(job)[self._evaluation :]
+                if lines and not (lines[0]["last"] and not is_complete(job)):
+                    yield lines[0]
+                    if lines[0]["last"]:
+                        return
+                    continue
+                if training is not None and training.has_ended():
+                    raise StageError(f"stage {job.stage} ended without its next evaluation; see {job.folder}")
+                training = training or Training(job)
+                ray.get(training.gate.allow.remote(self._evaluation + 1))
+                self._await(training, job)
+        finally:
+            self._unclaim(job)
+
+    def _await(self, training: Training, job: StageJob) -> None:
+        """Until the next evaluation is on record, or the training has ended well."""
+        reached = self._evaluation
+        while not training.has_ended() and reached <= self._evaluation:
+            self._claim(job)
+            time.sleep(_POLL_SECONDS)
+            reached = ray.get(training.gate.reached.remote())
+
+    def _result(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        objective = self._setting.search.config.objective
+        value = float(line[objective.metric])
+        better = max if objective.mode == "max" else min
+        self._best = value if math.isnan(self._best) else better(self._best, value)
+        self._evaluation += 1
+        numbers = {key: number for key, number in line.items() if isinstance(number, int | float)}
+        return numbers | {OBJECTIVE: self._best, EVALUATION: self._evaluation, "done": bool(line["last"])}
+
+    def _claim(self, job: StageJob) -> bool:
+        taken: bool = ray.get(self._setting.claims.take.remote(job.folder, self._holder))
+        return taken
+
+    def _unclaim(self, job: StageJob) -> None:
+        ray.get(self._setting.claims.give_back.remote(job.folder, self._holder))
+
+
+def recorded(job: StageJob) -> list[dict[str, Any]]:
+    """The stage's evaluations on record, in order."""
+    path = storage.join(job.folder, "progress.jsonl")
+    lines = [json.loads(line) for line in storage.read_text(path).splitlines()] if storage.exists(path) else []
+    return [line for line in lines if "valid_auc" in line]

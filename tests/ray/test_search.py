@@ -1,0 +1,178 @@
+"""Searches as a person runs them: to the end, killed and gone on with, with stages shared between trials."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import processes
+import pytest
+import yaml
+
+pytestmark = pytest.mark.timeout(1800)
+LR = "stages.pretrain_encoder.lr"
+ENCODER: dict[str, Any] = {
+    "name": "search",
+    "base": str(processes.ROOT / "configs" / "smoke.yaml"),
+    "set": {"cluster.workers": 1, "stages.pretrain_encoder.epochs": 9},
+    "objective": {"stage": "pretrain_encoder"},
+    "space": {"encoder.width": [16, 32], LR: {"loguniform": [1e-4, 1e-2]}},
+    "algorithm": "tpe",
+    "scheduler": {"kind": "asha", "grace": 1, "factor": 3},
+    "budget": {"trials": 4},
+    "concurrent": 1,
+}
+MAPPER: dict[str, Any] = {
+    **ENCODER,
+    "set": {"cluster.workers": 1},
+    "objective": {"stage": "tune_hybrid"},
+    "space": {"mapper.expansion": [2, 3, 4], "mapper.tokens": [1, 2]},
+    "algorithm": "grid",
+    "scheduler": {"kind": "none"},
+    "budget": {},
+    "concurrent": 2,
+}
+
+
+class Searching:
+    """A search file in a folder of its own, and the command that runs it."""
+
+    def __init__(self, folder: Path, env: dict[str, str], tree: dict[str, Any], **changes: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        tree = tree | changes | {"set": {**tree["set"], "storage": str(folder), **changes.get("set", {})}}
+        (folder / "search.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        self.root, self.env = folder, env
+        self.folder = folder / "search"
+        self.command = processes.job("search", "--config", str(folder / "search.yaml"))
+
+    def run(self) -> processes.Finished:
+        return processes.run(self.command, self.env, self.root / "log").checked()
+
+    def table(self, name: str = "trials") -> pd.DataFrame:
+        return pd.read_parquet(self.folder / f"{name}.parquet").drop(columns="seconds", errors="ignore")
+
+    def logs(self, stage: str) -> list[list[dict[str, Any]]]:
+        """``progress.jsonl`` of everything that was trained of a stage."""
+        found = sorted((self.root / "store" / stage).glob("*/progress.jsonl"))
+        return [[json.loads(line) for line in path.read_text().splitlines()] for path in found]
+
+
+@pytest.fixture(scope="module")
+def whole(job_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Searching:
+    """A search of the encoder that nothing interrupted."""
+    searching = Searching(tmp_path_factory.mktemp("whole"), job_env, ENCODER)
+    print(f"search: {searching.run().seconds:.0f} s")
+    return searching
+
+
+def test_it_leaves_what_is_promised(whole: Searching) -> None:
+    trials = whole.table()
+    assert list(trials["trial"]) == [0, 1, 2, 3] and set(trials["status"]) <= {"complete", "stopped"}
+    assert (trials["steps"] <= trials["planned_steps"]).all() and (trials["planned_steps"] == 90).all()
+    assert (trials["status"] == "stopped").any() and trials["steps"].sum() < 360
+    names = {path.relative_to(whole.folder).as_posix() for path in whole.folder.rglob("*") if path.is_file()}
+    assert {"search.yaml", "search.json", "trials.parquet", "best.yaml", "report/index.html"} <= names
+    assert [path for path in whole.root.rglob("*") if ".partial" in path.name or path.name == "tune"] == []
+    best = trials.sort_values("value", ascending=False).iloc[0]
+    made = yaml.safe_load((whole.folder / "best.yaml").read_text())
+    assert made["encoder"]["width"] == best["encoder.width"] and made["stages"]["pretrain_encoder"]["lr"] == best[LR]
+
+
+def test_a_trial_trains_no_further_than_it_was_asked(whole: Searching) -> None:
+    """The steps on record are those that the table counts: a stopped trial did not run on behind Tune's back."""
+    assert sorted(len(log) for log in whole.logs("pretrain_encoder")) == sorted(whole.table()["steps"])
+
+
+def test_the_values_are_those_of_the_logs(whole: Searching) -> None:
+    logs = whole.logs("pretrain_encoder")
+    told = whole.table("evaluations")
+    curves = sorted([line["valid_auc"] for line in log if "valid_auc" in line] for log in logs)
+    assert curves == sorted(rows["value"].tolist() for _, rows in told.groupby("trial"))
+
+
+def test_again_there_is_nothing_to_do(whole: Searching) -> None:
+    nowhere = whole.env | {"RAY_ADDRESS": "127.0.0.1:1"}  # where connecting would fail
+    assert "all trials are complete" in processes.run(whole.command, nowhere, whole.root / "again").checked().out
+
+
+def test_a_name_stands_for_one_space(whole: Searching) -> None:
+    command = [*whole.command, "--set", "seed=5"]
+    refused = processes.run(command, whole.env, whole.root / "refused")
+    assert refused.code == 2 and len(refused.err.splitlines()) == 1
+    assert "already holds another search" in refused.err and "seed: 0 -> 5" in refused.err
+
+
+def kill_drivers(searching: Searching, moments: list[int]) -> None:
+    """kill -9 of the driver once so many evaluations are on record; then the same command to its end."""
+    for count in moments:
+        with processes.running(searching.command, searching.env, searching.root / "log") as started:
+            processes.wait_until(
+                lambda count=count: (
+                    started.ended  # type: ignore[misc]
+                    or sum("valid_auc" in line for log in searching.logs("pretrain_encoder") for line in log) >= count
+                ),
+                f"{count} evaluations",
+            )
+            assert not started.ended, started.output()
+            family = started.family()
+            started.kill()
+            processes.end_all(family, grace=5)
+    searching.run()
+
+
+def test_a_killed_search_ends_as_an_uninterrupted_one(whole: Searching, tmp_path: Path) -> None:
+    """With one trial at a time: the same suggestions, the same decisions, the same values; nothing trained twice."""
+    killed = Searching(tmp_path, whole.env, ENCODER)
+    kill_drivers(killed, [11])
+    pd.testing.assert_frame_equal(killed.table(), whole.table())
+    pd.testing.assert_frame_equal(killed.table("evaluations"), whole.table("evaluations"))
+    assert [len(log) for log in killed.logs("pretrain_encoder")] == [len(log) for log in whole.logs("pretrain_encoder")]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("algorithm", ["random", "grid", "tpe"])
+def test_three_kills_change_nothing(algorithm: str, job_env: dict[str, str], tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"algorithm": algorithm}
+    if algorithm == "grid":
+        changes |= {"space": {"encoder.width": [16, 32], LR: [1e-3, 1e-2]}, "budget": {}}
+    calm = Searching(tmp_path / "calm", job_env, ENCODER, **changes)
+    calm.run()
+    killed = Searching(tmp_path / "killed", job_env, ENCODER, **changes)
+    kill_drivers(killed, [2, 9, 12])
+    pd.testing.assert_frame_equal(killed.table(), calm.table())
+    pd.testing.assert_frame_equal(killed.table("evaluations"), calm.table("evaluations"))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("concurrent", [1, 2])
+def test_what_trials_share_is_trained_once(concurrent: int, job_env: dict[str, str], tmp_path: Path) -> None:
+    """Six mappers over one encoder and one LoRA, the driver killed on the way."""
+    searching = Searching(tmp_path, job_env, MAPPER, concurrent=concurrent)
+    with processes.running(searching.command, searching.env, tmp_path / "log") as started:
+        processes.wait_until(
+            lambda: started.ended or bool(list((tmp_path / "store" / "tune_lora").glob("*/progress.jsonl"))),
+            "the LoRA stage",
+        )
+        family = started.family()
+        started.kill()
+        processes.end_all(family, grace=5)
+    searching.run()
+    assert len(searching.logs("tune_hybrid")) == 6 and list(searching.table()["status"]) == ["complete"] * 6
+    for stage, steps in (("pretrain_encoder", 30), ("tune_lora", 10)):
+        (log,) = searching.logs(stage)
+        assert [line["step"] for line in log] == list(range(1, steps + 1))
+
+
+@pytest.mark.full
+def test_failing_trials_do_not_stop_a_search(job_env: dict[str, str], tmp_path: Path) -> None:
+    """A rate so high that the loss is no number any more: reported with its reason."""
+    space = {LR: [1e-3, 1e30, 2e-3]}
+    searching = Searching(tmp_path, job_env, ENCODER, space=space, algorithm="grid", budget={})
+    searching.run()
+    trials = searching.table()
+    assert list(trials["status"])[1] == "failed" and "use a lower rate" in trials["reason"][1]
+    assert "failed" not in [trials["status"][0], trials["status"][2]]
+    began = time.monotonic()
+    searching.run()
+    assert time.monotonic() - began < 60
