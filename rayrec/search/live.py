@@ -43,7 +43,7 @@ class Following(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         told = self._find(trial)
-        told.error = told.error or "its process was lost, more often than it is tried again"
+        told.error = told.error or _reason(trial)
         self._end(told)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
@@ -94,6 +94,12 @@ def best_table(results: Results, most: int) -> Table:
         shown = [_short(told.values[path]) for path in results.search.config.space]
         table.add_row(str(told.number), value, str(told.last.get("step", 0)), status, *shown)
     return table
+
+
+def _reason(trial: Any) -> str:
+    """Why Tune gave a trial up: the last line of what it kept."""
+    lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
+    return f"its process ended again and again: {lines[-1]}" if lines else "its process was lost again and again"
 
 
 def _short(value: Any) -> str:
