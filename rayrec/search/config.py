@@ -56,6 +56,17 @@ class MedianStopping(Section):
     at_least: PositiveInt = 3  # trials to compare with
 
 
+class PopulationBased(Section):
+    """https://arxiv.org/abs/1711.09846: the worst trials go on from the best ones' states with changed values.
+
+    What comes of it is a schedule of values, not one configuration: ``best.yaml`` holds the last ones.
+    """
+
+    kind: Literal["pbt"]
+    every: PositiveInt = 2  # evaluations between two looks
+    quantile: float = Field(0.25, gt=0, le=0.5)  # the share of trials that is replaced
+
+
 class Budget(Section):
     """When the search ends: all trials done, or this many hours after the command began."""
 
@@ -63,7 +74,7 @@ class Budget(Section):
     hours: PositiveFloat | None = None
 
 
-Scheduler = Annotated[NoScheduler | Asha | HyperBand | MedianStopping, Field(discriminator="kind")]
+Scheduler = Annotated[NoScheduler | Asha | HyperBand | MedianStopping | PopulationBased, Field(discriminator="kind")]
 
 
 class SearchConfig(Section):
@@ -146,11 +157,27 @@ def _check_budget(config: SearchConfig, base: Config, origin: str) -> None:
                 " leave it out, raise it or make the space smaller"
             )
     evaluations = longest(config, base)
+    if isinstance(config.scheduler, PopulationBased):
+        _check_population(config, origin)
     grace = getattr(config.scheduler, "grace", 1)
     if grace > evaluations:
         raise InputError(
             f"{origin}: scheduler.grace: {grace} evaluations, but {config.objective.stage} has only {evaluations}"
         )
+
+
+def _check_population(config: SearchConfig, origin: str) -> None:
+    """What changes while a stage trains must leave its shapes, its data and its steps as they are."""
+    stage = f"stages.{config.objective.stage}"
+    free = (f"{stage}.lr", f"{stage}.weight_decay", "encoder.dropout", "lora.dropout")
+    for path in config.space:
+        if path not in free and not path.startswith(f"{stage}.part_lr."):
+            raise InputError(
+                f"{origin}: space.{path}: pbt changes values while a stage trains, and this one would change more than"
+                f" that; it may change {', '.join(free)}"
+            )
+    if config.algorithm != "random":
+        raise InputError(f"{origin}: algorithm: pbt starts from random values and changes them itself; use random")
 
 
 def longest(config: SearchConfig, base: Config) -> int:

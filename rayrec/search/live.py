@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from rayrec.search.results import Results, Told
-from rayrec.search.suggest import NUMBER, VALUES
+from rayrec.search.suggest import NUMBER, TRIAL, VALUES
 
 _SHOWN = 8
 
@@ -51,11 +51,12 @@ class Following(Callback):
             self._live.stop()
 
     def _find(self, trial: Any) -> Told:
-        number = trial.config[NUMBER]
+        what = trial.config[TRIAL]
         for told in self._results.told:
-            if told.number == number:
+            if told.number == what[NUMBER]:
+                told.values = what[VALUES]  # a population's values change on the way
                 return told
-        self._results.told.append(Told(number, trial.config[VALUES]))
+        self._results.told.append(Told(what[NUMBER], what[VALUES]))
         return self._results.told[-1]
 
     def _end(self, told: Told) -> None:

@@ -84,6 +84,13 @@ class Distribution(Section):
         """The configuration's value for what a sampler drew."""
         return self.choice[drawn] if self.choice is not None else drawn
 
+    def inside(self, value: Any) -> Any:
+        """``value``, or the nearest end of the range where it lies outside."""
+        if self.choice is not None:
+            return value
+        low, high = self.uniform or self.loguniform or self.randint or (value, value)
+        return min(max(value, low), high)
+
     def describe(self) -> str:
         """In words, for the report."""
         if self.choice is not None:

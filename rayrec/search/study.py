@@ -17,12 +17,12 @@ from rayrec.errors import InputError
 from rayrec.preparation import prepare_prompts, prepare_rows
 from rayrec.report import SearchReportData, write_search_report
 from rayrec.run import package_versions
-from rayrec.search.config import Search, as_yaml, lineage
+from rayrec.search.config import PopulationBased, Search, as_yaml, lineage
 from rayrec.search.live import Following
 from rayrec.search.results import Results
 from rayrec.search.schedule import scheduler
 from rayrec.search.space import data_variants
-from rayrec.search.suggest import NUMBER, Suggester
+from rayrec.search.suggest import NUMBER, TRIAL, Suggester
 from rayrec.search.trial import Claims, Trial, TrialSetting, data_key
 from rayrec.stages import STAGES
 from rayrec.store import Prepared, store_folder
@@ -103,15 +103,18 @@ def _run_trials(search: Search, folder: str, concurrent: int) -> Results:
     results = Results(search, [])
     storage.delete(records)  # Tune's own, of a killed command; the trials tell again what they told
     hours = search.config.budget.hours
+    suggester, population = Suggester(search), isinstance(search.config.scheduler, PopulationBased)
+    first = [suggester.suggest(str(i))[TRIAL] for i in range(search.trials)] if population else []
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(Trial, setting=setting), _TRIAL),
+        param_space={TRIAL: tune.grid_search(first)} if population else None,
         tune_config=tune.TuneConfig(
-            search_alg=Suggester(search),
+            search_alg=None if population else suggester,  # Tune's PBT takes no searcher beside it
             scheduler=scheduler(search),
-            num_samples=search.trials,
+            num_samples=1 if population else search.trials,
             max_concurrent_trials=concurrent,
             time_budget_s=hours * 3600 if hours else None,
-            trial_dirname_creator=lambda trial: f"trial-{trial.config[NUMBER]:03d}",
+            trial_dirname_creator=lambda trial: f"trial-{trial.config[TRIAL][NUMBER]:03d}",
         ),
         run_config=tune.RunConfig(
             name="tune",

@@ -16,7 +16,8 @@ from ray.tune.search import Searcher
 from rayrec.search.config import Search
 from rayrec.search.space import Values, grid
 
-NUMBER, VALUES, OBJECTIVE = "number", "values", "objective"  # of a trial's configuration and results
+TRIAL, NUMBER, VALUES = "trial", "number", "values"  # {trial: {number, values}}: a trial as Tune knows it
+OBJECTIVE = "objective"  # of a trial's results: the best value so far
 
 
 class Suggester(Searcher):
@@ -31,11 +32,12 @@ class Suggester(Searcher):
         self._count = 0
 
     def suggest(self, trial_id: str) -> Any:
-        """``{number, values}`` of the next trial; FINISHED behind the last."""
+        """``{trial: {number, values}}``; FINISHED behind the last."""
         if self._count >= self._trials:
             return Searcher.FINISHED
         number, self._count = self._count, self._count + 1
-        return {NUMBER: number, VALUES: self._grid[number] if self._grid is not None else self._draw(trial_id)}
+        values = self._grid[number] if self._grid is not None else self._draw(trial_id)
+        return {TRIAL: {NUMBER: number, VALUES: values}}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the sampler how a trial ended; a failed one has no value."""

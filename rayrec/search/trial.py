@@ -6,22 +6,27 @@ goes on from its last evaluation, in this search or another.
 
 import json
 import math
+import shutil
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
 from rayrec import storage
+from rayrec.config import fingerprint
 from rayrec.errors import InputError
 from rayrec.search.config import Search, lineage
 from rayrec.search.schedule import EVALUATION
-from rayrec.search.suggest import OBJECTIVE, VALUES
+from rayrec.search.suggest import OBJECTIVE, TRIAL, VALUES
 from rayrec.store import Prepared, stage_jobs
+from rayrec.training import checkpoint
 from rayrec.training.job import StageJob
 from rayrec.training.launch import StageError, train_stages
 from rayrec.training.parts import is_complete
@@ -30,6 +35,7 @@ from rayrec.training.progress import Gate
 _POLL_SECONDS = 0.1
 _CLAIM_SECONDS = 30.0  # a claim that is not renewed for so long belongs to a dead trial
 FAILURE = "failure.json"
+TOLD, STEP = "told.json", "step"  # of a saved trial
 
 
 @dataclass(frozen=True)
@@ -96,28 +102,44 @@ class Trial(tune.Trainable):
     """``step`` gives the next evaluation; the last carries ``done``."""
 
     def setup(self, config: dict[str, Any], setting: TrialSetting) -> None:  # type: ignore[override]  # with_parameters
-        self._setting, self._values = setting, config[VALUES]
+        self._setting, self._values = setting, config[TRIAL][VALUES]
         self._holder = uuid.uuid4().hex
         self._told: Iterator[dict[str, Any]] | None = None
         self._evaluation, self._best = 0, math.nan
+        self._job: StageJob | None = None
+        self._donor: Path | None = None  # a saved trial to go on from
 
     def step(self) -> dict[str, Any]:
         if self._told is None:
             self._told = self._tell()
         return next(self._told)
 
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Only how far the trial was told: its state is in the store. For schedulers that pause."""
-        return {"evaluation": self._evaluation, "best": self._best}
+    def save_checkpoint(self, checkpoint_dir: str) -> str:  # type: ignore[override]  # Tune takes a folder as well
+        """How far the trial was told and its state there, for schedulers that pause trials or copy them.
 
-    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        if checkpoint:
-            self._evaluation, self._best = checkpoint["evaluation"], checkpoint["best"]
+        The training waits at its gate, so that the newest checkpoint is the one of the evaluation told last.
+        """
+        content: dict[str, Any] = {"evaluation": self._evaluation, "best": self._best}
+        if self._job is not None and self._evaluation:
+            content["fingerprint"] = self._job.fingerprint
+            copy_step(self._job, self._evaluation, Path(checkpoint_dir))
+        Path(checkpoint_dir, TOLD).write_text(json.dumps(content))
+        return checkpoint_dir
+
+    def load_checkpoint(self, saved: Any) -> None:
+        self._donor = Path(tempfile.mkdtemp())  # Tune takes its own copy away
+        shutil.copytree(saved, self._donor, dirs_exist_ok=True)
+        content = json.loads((self._donor / TOLD).read_text())
+        self._evaluation, self._best = content["evaluation"], content["best"]
+
+    def cleanup(self) -> None:
+        if self._donor is not None:
+            shutil.rmtree(self._donor, ignore_errors=True)
 
     def _tell(self) -> Iterator[dict[str, Any]]:
         record = None
         try:
-            job = self._ready()
+            self._job = job = self._branched(self._ready())
             record = storage.join(job.folder, FAILURE)
             if storage.exists(record):
                 raise InputError(json.loads(storage.read_text(record))["reason"])
@@ -139,6 +161,24 @@ class Trial(tune.Trainable):
             if stage in jobs:
                 self._train_once(jobs[stage])
         return jobs[search.stage]
+
+    def _branched(self, job: StageJob) -> StageJob:
+        """The job itself, or, gone on with from a donor of other values, one with a folder of its own.
+
+        Its address follows from its values, the donor's and the evaluation, so that a resumed search finds it again.
+        """
+        if self._donor is None:
+            return job
+        content = json.loads((self._donor / TOLD).read_text())
+        if content.get("fingerprint") in (None, job.fingerprint):
+            return job
+        mark = fingerprint({"values": job.fingerprint, "from": content["fingerprint"], "at": content["evaluation"]})
+        branch = replace(job, fingerprint=mark, folder=f"{job.folder.rpartition('/')[0]}/{mark[:16]}")
+        if not storage.names(storage.join(branch.folder, "checkpoints")):
+            storage.upload(
+                self._donor / STEP, storage.join(branch.folder, "checkpoints", step_name(job, self._evaluation))
+            )
+        return branch
 
     def _train_once(self, job: StageJob) -> None:
         """Train a stage that other trials may need too, or wait for the one that does."""
@@ -162,7 +202,7 @@ class Trial(tune.Trainable):
         try:
             training: Training | None = None
             while True:
-                lines = recorded(job)[self._evaluation :]
+                lines = [line for line in recorded(job) if number_of(job, line) == self._evaluation + 1]
                 if lines and not (lines[0]["last"] and not is_complete(job)):
                     yield lines[0]
                     if lines[0]["last"]:
@@ -199,6 +239,24 @@ class Trial(tune.Trainable):
 
     def _unclaim(self, job: StageJob) -> None:
         ray.get(self._setting.claims.give_back.remote(job.folder, self._holder))
+
+
+def number_of(job: StageJob, line: Mapping[str, Any]) -> int:
+    """The number of an evaluation, from 1."""
+    return int(line["step"]) // job.steps_per_epoch
+
+
+def step_name(job: StageJob, evaluation: int) -> str:
+    """The checkpoint of an evaluation."""
+    return checkpoint.step_name(evaluation * job.steps_per_epoch)
+
+
+def copy_step(job: StageJob, evaluation: int, folder: Path) -> None:
+    """Copy the checkpoint of an evaluation to ``folder/step``."""
+    place = storage.join(job.folder, "checkpoints", step_name(job, evaluation))
+    (folder / STEP).mkdir()
+    for name in storage.names(place):
+        (folder / STEP / name).write_bytes(storage.read_bytes(storage.join(place, name)))
 
 
 def recorded(job: StageJob) -> list[dict[str, Any]]:

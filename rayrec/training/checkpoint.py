@@ -47,13 +47,18 @@ class Resumed:
     state: dict[str, Tensor]
 
 
+def step_name(step: int) -> str:
+    """The folder of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
 def save(stage_folder: str, progress: Progress, state: Mapping[str, Tensor]) -> None:
     """Publish a checkpoint, then delete all but the newest ones."""
     folder = storage.join(stage_folder, "checkpoints")
     content = safetensors.torch.save(dict(state))
     facts = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "progress": asdict(progress)}
     mark = json.dumps(facts, indent=2).encode()
-    storage.publish(storage.join(folder, f"step-{progress.step:08d}"), {STATE: content, MARK: mark}, mark=MARK)
+    storage.publish(storage.join(folder, step_name(progress.step)), {STATE: content, MARK: mark}, mark=MARK)
     for name in _complete(folder)[:-KEPT]:
         storage.delete(storage.join(folder, name))
 

@@ -14,7 +14,7 @@ from rayrec.search.config import Search, as_yaml, load_search
 from rayrec.search.results import Results, Told
 from rayrec.search.space import grid
 from rayrec.search.study import comparable, concurrent_trials
-from rayrec.search.suggest import NUMBER, OBJECTIVE, VALUES, Suggester
+from rayrec.search.suggest import NUMBER, OBJECTIVE, TRIAL, VALUES, Suggester
 from rayrec.settings import load
 from rayrec.stages import StageName
 from rayrec.training.cluster import capacity
@@ -84,6 +84,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"space": {"data.threshold": {"uniform": [2, 4]}}},
         r"data is prepared before the first trial",
     ),
+    "pbt of a shape": (
+        {"scheduler": {"kind": "pbt"}, "algorithm": "random"},
+        r"space\.encoder\.width: pbt changes values while a stage trains",
+    ),
+    "pbt and tpe": ({"scheduler": {"kind": "pbt"}, "space": {LR: [1e-3, 1e-2]}}, r"algorithm: pbt starts from random"),
     "no base": ({"base": "nowhere.yaml"}, r"nowhere\.yaml: no such file"),
     "bad base value": ({"set": {"encoder.width": 0}}, r"set: encoder\.width: .*greater than 0"),
     "name of the store": ({"name": "store"}, r"name: 'store' is the folder of stage results"),
@@ -126,6 +131,7 @@ def suggestions(of: Search, answers: int = 99, failing: int | None = None) -> li
     """Asked and told one by one, as with one trial at a time."""
     suggester, found = Suggester(of), []
     while (suggested := suggester.suggest(str(len(found)))) != Suggester.FINISHED:
+        suggested = suggested[TRIAL]
         assert suggested[NUMBER] == len(found)
         found.append(suggested[VALUES])
         if len(found) <= answers:
@@ -160,7 +166,7 @@ def test_values_that_are_lists_can_be_drawn(tmp_path: Path) -> None:
 
 def suggestions_of_lists(of: Search) -> list[dict[str, Any]]:
     suggester = Suggester(of)
-    return [suggester.suggest(str(i))[VALUES] for i in range(of.trials)]
+    return [suggester.suggest(str(i))[TRIAL][VALUES] for i in range(of.trials)]
 
 
 def test_a_name_stands_for_a_space_and_not_for_a_budget(tmp_path: Path) -> None:
