@@ -53,7 +53,10 @@ def step_name(step: int) -> str:
 
 
 def save(stage_folder: str, progress: Progress, state: Mapping[str, Tensor]) -> None:
-    """Publish a checkpoint, then delete all but the newest ones."""
+    """Publish a checkpoint, then delete all but the newest ones, and what a killed process left half-written.
+
+    One process of the group saves; nobody else writes into the stage's folder.
+    """
     folder = storage.join(stage_folder, "checkpoints")
     content = safetensors.torch.save(dict(state))
     facts = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "progress": asdict(progress)}
@@ -61,6 +64,10 @@ def save(stage_folder: str, progress: Progress, state: Mapping[str, Tensor]) -> 
     storage.publish(storage.join(folder, step_name(progress.step)), {STATE: content, MARK: mark}, mark=MARK)
     for name in _complete(folder)[:-KEPT]:
         storage.delete(storage.join(folder, name))
+    for place in (stage_folder, folder):
+        for name in storage.names(place):
+            if name.endswith(".partial"):
+                storage.delete(storage.join(place, name))
 
 
 def latest(stage_folder: str) -> Resumed | None:

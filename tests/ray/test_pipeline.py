@@ -199,22 +199,29 @@ def test_progress_is_written_step_by_step(stage: StageName, folder: Path) -> Non
 # --------------------------------------------------------------------------------------------------- one part, one job
 
 
-def test_one_stage_alone_and_one_part_of_it(uninterrupted: Pipeline, folder: Path, tmp_path: Path) -> None:
-    """In an empty run the stage names what is missing; with the parts put there, it trains the mapper alone."""
-    options = ["tune_hybrid", "--config", "configs/smoke.yaml", "--set", f"storage={tmp_path}"]
+def mapper_alone(storage: Path) -> list[str]:
+    options = ["tune_hybrid", "--config", "configs/smoke.yaml", "--set", f"storage={storage}"]
     options += ["--set", "stages.tune_hybrid.trains=[mapper]", "--set", "stages.tune_hybrid.epochs=1"]
-    refused = processes.run(processes.job("train_stage", *options), uninterrupted.env, tmp_path / "refused")
+    return processes.job("train_stage", *options)
+
+
+def test_a_stage_alone_names_what_is_missing(uninterrupted: Pipeline, tmp_path: Path) -> None:
+    refused = processes.run(mapper_alone(tmp_path), uninterrupted.env, tmp_path / "refused")
     assert refused.code == 2 and len(refused.err.splitlines()) == 1
     assert "parts/pretrain_encoder/encoder: no trained encoder" in refused.err
     assert "run jobs/train_stage.py pretrain_encoder first" in refused.err
     assert [path.name for path in (tmp_path / "smoke").iterdir()] == ["config.yaml"]  # refused at once
 
+
+@pytest.mark.full
+def test_one_stage_alone_and_one_part_of_it(uninterrupted: Pipeline, folder: Path, tmp_path: Path) -> None:
+    """With the parts put there, it trains the mapper alone."""
     for stage in ("pretrain_encoder", "tune_lora"):
         for path in (folder / "parts" / stage).rglob("*.*"):
             copy = tmp_path / "smoke" / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
-    processes.run(processes.job("train_stage", *options), uninterrupted.env, tmp_path / "trained").checked()
+    processes.run(mapper_alone(tmp_path), uninterrupted.env, tmp_path / "trained").checked()
     assert [path.name for path in (tmp_path / "smoke" / "parts" / "tune_hybrid").iterdir()] == ["mapper"]
     mapper = part(tmp_path / "smoke", "tune_hybrid", "mapper")
     (state,) = tmp_path.glob("store/tune_hybrid/*/checkpoints/step-00000005/state.safetensors")

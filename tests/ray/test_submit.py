@@ -5,6 +5,7 @@ do with what is left, which is what a submitted job finds on any cluster of exac
 """
 
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -67,12 +68,19 @@ def is_open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_a_submitted_run_gives_the_same_bytes(cluster: Cluster, uninterrupted: Pipeline, tmp_path: Path) -> None:
+def test_both_forms_give_the_same_bytes(cluster: Cluster, uninterrupted: Pipeline, tmp_path: Path) -> None:
+    """The path alone, whose exec bit and shebang travel with the working directory, trains; ``python`` finds it done.
+
+    ``--`` only keeps the job's options from the command line of Ray.
+    """
     uninterrupted.finished.checked()
-    options = [*SMOKE, "--set", f"storage={tmp_path}"]
-    finished = cluster.submit(tmp_path / "log", "--", "python", "jobs/full_pipeline.py", *options).checked()
+    options = ["jobs/full_pipeline.py", *SMOKE, "--set", f"storage={tmp_path}"]
+    finished = cluster.submit(tmp_path / "log", "--", *options).checked()
     print(f"submitted run: {finished.seconds:.0f} s")
-    assert "SASRecLLM" in finished.out
+    again = cluster.submit(tmp_path / "again", "--", "python", *options).checked()
+    assert "all stages are complete; nothing to do" in again.out
+    for out in (finished.out, again.out):
+        assert re.search(r"^SASRecLLM +\d", out, re.MULTILINE)
     for system in SYSTEMS:
         path = f"predictions/{system}.parquet"
         assert (tmp_path / "smoke" / path).read_bytes() == (uninterrupted.folder / path).read_bytes(), path
@@ -80,19 +88,6 @@ def test_a_submitted_run_gives_the_same_bytes(cluster: Cluster, uninterrupted: P
         for part in spec.trains:
             path = f"parts/{stage}/{part}/model.safetensors"
             assert (tmp_path / "smoke" / path).read_bytes() == (uninterrupted.folder / path).read_bytes(), path
-
-
-def test_a_job_file_is_a_command(cluster: Cluster, uninterrupted: Pipeline, tmp_path: Path) -> None:
-    """The path alone, without ``python``: its exec bit and shebang travel with the working directory.
-
-    ``--`` only keeps the job's options from the command line of Ray.
-    """
-    options = [*SMOKE, "--set", f"storage={tmp_path}"]
-    finished = cluster.submit(tmp_path / "log", "--", "jobs/prepare.py", *options).checked()
-    print(f"submitted preparation: {finished.seconds:.0f} s")
-    for name in ("train.parquet", "test.parquet", "prompts/train.parquet"):
-        path = f"data/{name}"
-        assert (tmp_path / "smoke" / path).read_bytes() == (uninterrupted.folder / path).read_bytes(), path
 
 
 @pytest.mark.parametrize("path", sorted((processes.ROOT / "jobs").glob("*.py")), ids=lambda path: path.name)

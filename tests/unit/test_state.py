@@ -338,6 +338,15 @@ def test_progress_keeps_the_best() -> None:
     assert seen == [(None, 0, 1), (0.6, 2, 0), (0.6, 2, 1), (0.6, 2, 2), (0.7, 5, 0), (0.7, 5, 1)]
 
 
+def test_what_a_killed_process_left_is_swept_by_the_next_save(tmp_path: Path) -> None:
+    left = ("checkpoints/step-00000002.aa.partial/state.safetensors", "progress.jsonl.bb.partial")
+    for name in left:
+        storage.write_bytes(f"{tmp_path}/{name}", b"half")
+    saved(tmp_path, 3)
+    assert {path.parts[0] for path in map(Path, everything(tmp_path))} == {"checkpoints"}
+    assert {Path(name).parts[1] for name in everything(tmp_path)} == {"step-00000003"}
+
+
 # Parts
 
 
