@@ -252,6 +252,51 @@ class EvaluationConfig(Section):
     cutoff: float = Field(0.5, gt=0, lt=1)  # a probability of at least this counts as Yes
 
 
+class MlflowConfig(Section):
+    """Where MLflow keeps the runs; a token or password comes from the environment (MLFLOW_TRACKING_TOKEN, ...)."""
+
+    tracking_uri: str  # http://host:5000, or sqlite:///PATH where there is no server
+    experiment: str = "rayrec"
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _usable_and_without_secrets(cls, value: str) -> str:
+        scheme, sign, rest = value.partition("://")
+        if "@" in rest.partition("/")[0] or ("@" in rest and scheme.startswith("http")) or "password=" in rest:
+            raise ValueError(  # the value stays out of the message
+                "holds a user or password; take it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+                " (or MLFLOW_TRACKING_TOKEN) in the environment"
+            )
+        if scheme.startswith("file") or not (sign or value == "databricks"):
+            raise ValueError(
+                "MLflow no longer keeps runs in plain folders; give a server (http://host:5000) or sqlite:///PATH"
+            )
+        return value
+
+
+class WandbConfig(Section):
+    """Where Weights & Biases keeps the runs; the API key comes from the environment (WANDB_API_KEY)."""
+
+    project: str = "rayrec"
+    entity: str | None = None  # None: the key's own
+    mode: Literal["online", "offline"] = "online"  # offline: to be sent later, with `wandb sync`
+
+
+class TrackersConfig(Section):
+    """Experiment trackers beside the files that every run writes; no secrets here."""
+
+    tensorboard: bool = False
+    mlflow: MlflowConfig | None = None
+    wandb: WandbConfig | None = None
+
+    @property
+    def writes_files(self) -> str | None:
+        """The first tracker that can only write into a folder."""
+        if self.tensorboard:
+            return "tensorboard"
+        return "wandb.mode: offline" if self.wandb and self.wandb.mode == "offline" else None
+
+
 class Config(Section):
     name: str = Field("ml100k-smollm2", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0)
@@ -265,6 +310,7 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
     stages: StagesConfig = StagesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    trackers: TrackersConfig = TrackersConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -274,6 +320,11 @@ class Config(Section):
             accumulation_steps(self, name)
         if self.engine.precision == "fp16" and not self.cluster.gpus_per_worker:
             raise ValueError("engine.precision: fp16 needs a GPU; use bf16 or fp32, or set cluster.gpus_per_worker")
+        if "://" in self.storage.removeprefix("file://") and self.trackers.writes_files:
+            raise ValueError(
+                f"trackers: {self.trackers.writes_files} writes files into the run's folder, and storage is a URI; use"
+                " a storage that is a path, or MLflow or online Weights & Biases"
+            )
         return self
 
 
@@ -294,7 +345,7 @@ def accumulation_steps(config: Config, name: StageName) -> int:
 
 
 # What may change between two calls without changing any result: how to run is not what to run.
-_NOT_IDENTITY: Mapping[str, Any] = {"name": True, "storage": True, "cluster": True}
+_NOT_IDENTITY: Mapping[str, Any] = {"name": True, "storage": True, "cluster": True, "trackers": True}
 
 
 def identity(config: Config) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rayrec.training.job import StageJob
 from rayrec.training.launch import run_stages
 from rayrec.training.model import quiet_libraries
 from rayrec.training.parts import CARD, is_complete
+from rayrec.training.trackers import check_trackers
 
 
 def full_pipeline(config: Config) -> None:
@@ -62,6 +63,7 @@ def _start(config: Config) -> Run:
     logging.getLogger("rayrec").setLevel(logging.INFO)
     warnings.filterwarnings("ignore")  # libraries' advice; our own warnings go through the logger
     quiet_libraries()
+    check_trackers(config.trackers)
     run = Run(config)
     print(f"rayrec {__version__}  {config.name}  ->  {run.folder}", flush=True)
     run.bind()

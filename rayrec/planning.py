@@ -21,6 +21,7 @@ from rayrec.sources import fetch
 from rayrec.stages import STAGES
 from rayrec.training.cluster import check_fits, local_limit
 from rayrec.training.job import DataFacts, StageJob
+from rayrec.training.trackers import check_trackers
 
 _GUESSED_MAX_LEN = 50  # stands in for `auto` until the data is prepared
 _TOKENS = 256  # of a prompt, for the estimate: ten titles seldom need more
@@ -35,6 +36,7 @@ def print_plan(config: Config) -> None:
     run = Run(config)
     storage.check_writable(storage.absolute(config.storage))
     run.check_name()
+    check_trackers(config.trackers)
     limit = local_limit()
     if limit is not None:
         check_fits(config.cluster, limit)

@@ -28,6 +28,7 @@ from rayrec.stages import STAGES
 from rayrec.store import Prepared, store_folder
 from rayrec.training.cluster import capacity, connected
 from rayrec.training.model import quiet_libraries
+from rayrec.training.trackers import check_trackers, tune_callbacks
 
 # Of a trial's own process, which waits while its workers compute: no CPU, so that a cluster of exactly the workers'
 # size holds it, but Ray wants something to place.
@@ -39,6 +40,7 @@ SUMMARY = "search.json"
 def run_search(search: Search) -> None:
     """Run every trial that is not on record yet, then write the results."""
     _quieten()
+    check_trackers(search.base.trackers)
     folder = storage.join(storage.absolute(search.base.storage), search.config.name)
     print(f"rayrec {__version__}  search {search.config.name}: {search.stage}, {search.trials} trials  ->  {folder}")
     _bind(search, folder)
@@ -119,13 +121,14 @@ def _run_trials(search: Search, folder: str, concurrent: int) -> Results:
         run_config=tune.RunConfig(
             name="tune",
             storage_path=folder,
-            callbacks=[Following(results)],
+            callbacks=[Following(results), *tune_callbacks(search.base.trackers, folder)],
             failure_config=tune.FailureConfig(max_failures=_TRIES),
             verbose=0,
         ),
     )
     tuner.fit()
-    storage.delete(records)
+    if not search.base.trackers.tensorboard:  # whose files lie there
+        storage.delete(records)
     results.told.sort(key=lambda told: told.number)
     return results
 

@@ -12,6 +12,7 @@ from rayrec.training.job import StageJob
 from rayrec.training.loop import train_worker
 from rayrec.training.parts import is_complete
 from rayrec.training.progress import live_lines
+from rayrec.training.trackers import train_callbacks
 
 
 class StageError(RuntimeError):
@@ -21,11 +22,11 @@ class StageError(RuntimeError):
 def run_stages(jobs: Sequence[StageJob]) -> None:
     """Train stages of one configuration, in order, to their ends, and show how it goes; raises as ``train_stages``."""
     with live_lines() as board:
-        train_stages(jobs, board)
+        train_stages(jobs, board, train_callbacks(jobs[0].config, board))
 
 
-def train_stages(jobs: Sequence[StageJob], board: Any) -> None:
-    """The same, telling ``board`` (an actor like ``Board``) alone.
+def train_stages(jobs: Sequence[StageJob], board: Any, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:
+    """The same, telling ``board`` (an actor like ``Board``) and ``callbacks`` alone.
 
     Raises:
         InputError: the workers found a part or checkpoint that cannot be used.
@@ -44,6 +45,7 @@ def train_stages(jobs: Sequence[StageJob], board: Any) -> None:
             name="ray_train",
             storage_path=jobs[0].folder,
             failure_config=ray.train.FailureConfig(max_failures=max(-1, cluster.max_failures * len(jobs))),
+            callbacks=list(callbacks),  # type: ignore[arg-type]  # its types name Tune's, but Train takes its own alone
         ),
     )
     try:

@@ -115,7 +115,7 @@ class Stage:
             if self._is_checkpoint(progress):
                 self._save(progress)
             if "valid_auc" in line:  # after it is saved: what was once told is not forgotten
-                ray.train.report(line)
+                ray.train.report(line | {"stage": job.stage.value})
                 self._pass(line)
         if self.rank == 0:
             self._hand_on(progress)
