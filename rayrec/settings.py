@@ -67,7 +67,7 @@ def with_values(tree: Mapping[str, Any], values: Mapping[str, Any], origin: str 
         for key in parents:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
-                raise InputError(f"{origin}{dotted}: {key!r} is a value, not a section")
+                raise InputError(f"{origin}{dotted}={value}: {key!r} is a value, not a section")
         node[leaf] = value
     return result
 
