@@ -8,7 +8,7 @@ import pytest
 import ray
 
 # smoke.yaml with more epochs and a checkpoint after each: long enough for a kill to land in the middle of a stage.
-EPOCHS = {"pretrain_encoder": 16, "tune_lora": 14, "tune_hybrid": 14}
+EPOCHS = {"pretrain_encoder": 14, "tune_lora": 11, "tune_hybrid": 11}
 LONGER = [
     option
     for stage, epochs in EPOCHS.items()
