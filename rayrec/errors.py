@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))  # one line, whatever was interpolated
+
+
+class DivergedError(InputError):
+    """The loss is no number any more: the same settings would come to the same end."""

@@ -21,7 +21,7 @@ from ray import tune
 
 from rayrec import storage
 from rayrec.config import fingerprint
-from rayrec.errors import InputError
+from rayrec.errors import DivergedError, InputError
 from rayrec.search.config import Search, lineage
 from rayrec.search.schedule import EVALUATION
 from rayrec.search.suggest import OBJECTIVE, TRIAL, VALUES
@@ -137,17 +137,13 @@ class Trial(tune.Trainable):
             shutil.rmtree(self._donor, ignore_errors=True)
 
     def _tell(self) -> Iterator[dict[str, Any]]:
-        record = None
         try:
             self._job = job = self._branched(self._ready())
-            record = storage.join(job.folder, FAILURE)
-            if storage.exists(record):
-                raise InputError(json.loads(storage.read_text(record))["reason"])
             for line in self._evaluations(job):
                 yield self._result(line)
-        except (InputError, StageError) as error:  # another attempt would end the same
-            if record is not None:
-                storage.write_text(record, json.dumps({"reason": str(error)}))
+        except (InputError, StageError) as error:
+            if isinstance(error, DivergedError) and self._job is not None:  # others may have been mended by next time
+                storage.write_text(storage.join(self._job.folder, FAILURE), json.dumps({"reason": str(error)}))
             yield {OBJECTIVE: math.nan, EVALUATION: self._evaluation + 1, "error": str(error), "done": True}
 
     def _ready(self) -> StageJob:
@@ -174,6 +170,8 @@ class Trial(tune.Trainable):
             return job
         mark = fingerprint({"values": job.fingerprint, "from": content["fingerprint"], "at": content["evaluation"]})
         branch = replace(job, fingerprint=mark, folder=f"{job.folder.rpartition('/')[0]}/{mark[:16]}")
+        if not (self._donor / STEP).is_dir():
+            raise InputError(f"the state of evaluation {self._evaluation} that the trial should go on from is gone")
         if not storage.names(storage.join(branch.folder, "checkpoints")):
             storage.upload(
                 self._donor / STEP, storage.join(branch.folder, "checkpoints", step_name(job, self._evaluation))
@@ -197,6 +195,9 @@ class Trial(tune.Trainable):
 
     def _evaluations(self, job: StageJob) -> Iterator[dict[str, Any]]:
         """Evaluations from the next one on, each trained only when it is asked for."""
+        record = storage.join(job.folder, FAILURE)
+        if storage.exists(record):
+            raise DivergedError(json.loads(storage.read_text(record))["reason"])
         while not self._claim(job):
             time.sleep(1)
         try:
@@ -254,8 +255,8 @@ def step_name(job: StageJob, evaluation: int) -> str:
 def copy_step(job: StageJob, evaluation: int, folder: Path) -> None:
     """Copy the checkpoint of an evaluation to ``folder/step``."""
     place = storage.join(job.folder, "checkpoints", step_name(job, evaluation))
-    (folder / STEP).mkdir()
-    for name in storage.names(place):
+    for name in storage.names(place):  # none, where a search told again is behind the newest checkpoints
+        (folder / STEP).mkdir(exist_ok=True)
         (folder / STEP / name).write_bytes(storage.read_bytes(storage.join(place, name)))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from rayrec.errors import InputError
+from rayrec.errors import DivergedError, InputError
 from rayrec.training.job import StageJob
 from rayrec.training.loop import train_worker
 from rayrec.training.parts import is_complete
@@ -30,6 +30,7 @@ def train_stages(jobs: Sequence[StageJob], board: Any, callbacks: Sequence[ray.t
 
     Raises:
         InputError: the workers found a part or checkpoint that cannot be used.
+        DivergedError: the loss is no number any more.
         StageError: a stage ended before its planned steps, and not by early stopping.
     """
     cluster = jobs[0].config.cluster
@@ -55,7 +56,7 @@ def train_stages(jobs: Sequence[StageJob], board: Any, callbacks: Sequence[ray.t
         job = next((job for job in jobs if not is_complete(job)), jobs[-1])
         raise StageError(f"stage {job.stage} failed: {_reason(error)}; see {job.folder}") from error
     if summary and summary["error"]:
-        raise InputError(summary["error"])
+        raise (DivergedError if summary["diverged"] else InputError)(summary["error"])
     for job in jobs:
         if not summary or job.stage not in summary["finished"]:
             raise StageError(f"stage {job.stage} ended before its {job.total_steps} steps; see {job.folder}")

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from rayrec.batch import Batch
 from rayrec.data.collate import collate
 from rayrec.data.streams import WorkerOrder, training_batches
-from rayrec.errors import InputError
+from rayrec.errors import DivergedError, InputError
 from rayrec.models.objectives import Objective
 from rayrec.stages import StageName
 from rayrec.training import checkpoint
@@ -37,6 +37,7 @@ class Summary:
 
     finished: tuple[StageName, ...] = ()
     error: str | None = None
+    diverged: bool = False
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -55,8 +56,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
                 del stage  # its memory goes before the next one's comes
                 gc.collect()
             finished.append(job.stage)
-    except (InputError, FloatingPointError) as error:  # the same on every worker; a restart would not mend it
-        return asdict(Summary(tuple(finished), str(error)))
+    except InputError as error:  # the same on every worker; a restart would not mend it
+        return asdict(Summary(tuple(finished), str(error), isinstance(error, DivergedError)))
     return asdict(Summary(tuple(finished)))
 
 
@@ -135,9 +136,7 @@ class Stage:
         self.model.set_mode(self.job.trains)
         loss = self.engine.step(micro, step)
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"stages.{self.job.stage}.lr: the loss is {loss} at step {step + 1}; use a lower rate"
-            )
+            raise DivergedError(f"stages.{self.job.stage}.lr: the loss is {loss} at step {step + 1}; use a lower rate")
         filled, cells = _total(micro)
         busy = self.watch.lap()
         return {
