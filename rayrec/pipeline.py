@@ -16,7 +16,7 @@ from rayrec.stages import STAGES, SYSTEMS, StageName, inherited
 from rayrec.training.cluster import connected
 from rayrec.training.job import StageJob
 from rayrec.training.launch import run_stages
-from rayrec.training.model import quiet_libraries
+from rayrec.training.model import quiet_libraries, warn_of_slow_bf16
 from rayrec.training.parts import CARD, is_complete
 from rayrec.training.trackers import check_trackers
 
@@ -64,6 +64,7 @@ def _start(config: Config) -> Run:
     warnings.filterwarnings("ignore")  # libraries' advice; our own warnings go through the logger
     quiet_libraries()
     check_trackers(config.trackers)
+    warn_of_slow_bf16(config)
     run = Run(config)
     print(f"rayrec {__version__}  {config.name}  ->  {run.folder}", flush=True)
     run.bind()
@@ -71,9 +72,10 @@ def _start(config: Config) -> Run:
 
 
 def _is_finished(run: Run) -> bool:
-    wanted = [run.path("data", "manifest.json"), run.path("metrics.json"), run.path("report", "index.html")]
+    wanted = [run.path("metrics.json"), run.path("report", "index.html")]
     wanted += [predictions_path(run, system) for system in SYSTEMS]
-    return all(storage.exists(path) for path in wanted) and all(run.holds(stage) for stage in STAGES)
+    there = run.data.is_complete and all(storage.exists(path) for path in wanted)
+    return there and all(run.holds(stage) for stage in STAGES)
 
 
 def _prepare(run: Run) -> None:

@@ -1,13 +1,12 @@
 """From a configuration's sources to a folder of prepared rows and prompts, in any storage."""
 
-import shutil
 import tempfile
 from pathlib import Path
 
 from rayrec import storage
 from rayrec.config import Config
 from rayrec.data.datasets import open_dataset
-from rayrec.data.prepare import prepare
+from rayrec.data.prepare import MANIFEST, prepare
 from rayrec.data.tokenise import load_tokenizer, write_prompts
 from rayrec.models.checkpoints import local_backbone
 from rayrec.sources import fetch
@@ -43,9 +42,8 @@ def prepare_prompts(config: Config, data: Prepared) -> None:
 
 def _upload(local: Path, folder: str) -> None:
     """Everything first, the manifest last: it says that the data is complete."""
-    manifest = local / "manifest.json"
+    manifest = local / MANIFEST
     content = manifest.read_bytes()
     manifest.unlink()
     storage.upload(local, folder)
     storage.write_bytes(storage.join(folder, manifest.name), content)
-    shutil.rmtree(local)

@@ -1,22 +1,18 @@
 """A run: its folder, bound to one configuration, and what its prepared data says."""
 
-import platform
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import yaml
-
-from rayrec import __version__, storage
-from rayrec.config import Config, differences, fingerprint, identity
-from rayrec.errors import InputError
+from rayrec import storage
+from rayrec.binding import RUN, bind, is_bound
+from rayrec.config import Config, identity
 from rayrec.stages import STAGES, Part, StageName
 from rayrec.store import Prepared, stage_jobs, store_folder
 from rayrec.training.job import DataFacts, StageJob
 from rayrec.training.parts import CARD, WEIGHTS
 
-_SHOWN_PACKAGES = ("torch", "ray", "transformers", "peft", "deepspeed", "pyarrow", "numpy", "scikit-learn")
+_UNBOUND = {"name", "cluster"}  # settings that may change under one name
 
 
 @dataclass(frozen=True)
@@ -34,16 +30,7 @@ class Run:
 
     def check_name(self) -> None:
         """Raises ``InputError`` where the name already holds another configuration, and data prepared with it."""
-        path = self.path("config.yaml")
-        if not (storage.exists(path) and self.data.is_complete):
-            return
-        held = yaml.safe_load(storage.read_text(path))
-        if held["fingerprint"] != fingerprint(identity(self.config)):
-            changed = "; ".join(differences(held["config"], identity(self.config))[:5])
-            raise InputError(
-                f"{self.folder}: the name {self.config.name!r} already holds another configuration ({changed});"
-                " choose another name or delete the folder"
-            )
+        self._is_bound()
 
     def bind(self) -> None:
         """Write ``config.yaml``; once data is prepared with it, the name stands for this configuration.
@@ -52,16 +39,12 @@ class Run:
             InputError: the name holds another configuration, or the storage cannot be written.
         """
         storage.check_writable(self.folder)
-        self.check_name()
-        path = self.path("config.yaml")
-        if not (storage.exists(path) and self.data.is_complete):  # a first try with a mistake in it binds nothing
-            content = {
-                "fingerprint": fingerprint(identity(self.config)),
-                "versions": package_versions(),
-                "run": self.config.model_dump(mode="json", include={"name", "cluster"}),
-                "config": identity(self.config),
-            }
-            storage.write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        if not self._is_bound():
+            bind(self.folder, RUN, identity(self.config), self.config.model_dump(mode="json", include=_UNBOUND))
+
+    def _is_bound(self) -> bool:
+        """A first try with a mistake in it, which prepared no data, binds nothing."""
+        return self.data.is_complete and is_bound(self.folder, RUN, identity(self.config))
 
     @cached_property
     def data(self) -> Prepared:
@@ -96,14 +79,3 @@ class Run:
         for part in job.trains:
             files = {name: storage.read_bytes(storage.join(job.part_folder(part), name)) for name in (WEIGHTS, CARD)}
             storage.publish(self.part_folder(job.stage, part), files, mark=CARD)
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of what decides a run's figures."""
-    versions = {"rayrec": __version__, "python": platform.python_version()}
-    for package in _SHOWN_PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions

@@ -1,0 +1,85 @@
+"""A run: its name stands for one configuration, and a system is scored with the parts that it was trained with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayrec import scoring, storage
+from rayrec.config import Config
+from rayrec.errors import InputError
+from rayrec.run import Run
+from rayrec.stages import SYSTEMS, Stream, SystemName
+
+
+def run(folder: Path, **changes: Any) -> Run:
+    return Run(Config.model_validate({"name": "r", "storage": str(folder), **changes}))
+
+
+def test_a_name_stands_for_one_configuration(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    first.bind()
+    storage.write_text(first.path("data", "manifest.json"), "{}")
+    held = storage.read_text(first.path("config.yaml"))
+    run(tmp_path, cluster={"workers": 4}).bind()  # how to run may change
+    with pytest.raises(InputError) as caught:
+        run(tmp_path, seed=1, encoder={"width": 32}).bind()
+    message = str(caught.value)
+    assert "the name 'r' already holds another configuration" in message
+    assert "encoder.width: 64 -> 32; seed: 0 -> 1" in message and "choose another name or delete" in message
+    assert storage.read_text(first.path("config.yaml")) == held
+
+
+def test_a_mistake_mended_before_there_is_data_needs_no_other_name(tmp_path: Path) -> None:
+    run(tmp_path, data={"dataset": "table", "sources": ["typo.csv"]}).bind()
+    mended = run(tmp_path, data={"dataset": "table", "sources": ["right.csv"]})
+    mended.bind()
+    assert "right.csv" in storage.read_text(mended.path("config.yaml"))
+
+
+def test_nothing_is_prepared_yet(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data/manifest\.json: the data is not prepared yet; run jobs/prepare\.py"):
+        _ = run(tmp_path).manifest
+
+
+def prepared(of: Run) -> None:
+    """As if its data were prepared."""
+    counts = {split: {"rows": 9} for split in ("train", "valid", "test")}
+    manifest = {"items": 3, "mean_liked_per_training_user": 2.4, "splits": counts, "files": {"train.parquet": "a1"}}
+    storage.write_text(of.path("data", "manifest.json"), json.dumps(manifest))
+    storage.write_text(of.path("data", "prompts", "prompts.json"), json.dumps({"files": {"train.parquet": "b2"}}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"encoder": "tune_hybrid/encoder", "mapper": "tune_hybrid/mapper", "lora": "tune_lora/lora"}),
+        (
+            {"trains": ["mapper"]},
+            {"encoder": "pretrain_encoder/encoder", "mapper": "tune_hybrid/mapper", "lora": "tune_lora/lora"},
+        ),
+        (
+            {"starts_from": {"lora": "OTHER/lora", "encoder": "OTHER/encoder"}},
+            {"encoder": "tune_hybrid/encoder", "mapper": "tune_hybrid/mapper", "lora": "OTHER/lora"},
+        ),
+    ],
+    ids=["all", "mapper only", "from elsewhere"],
+)
+def test_a_system_is_scored_with_the_parts_it_was_trained_with(
+    changes: dict[str, Any], expected: dict[str, str], tmp_path: Path
+) -> None:
+    other = f"{tmp_path}/other"
+    elsewhere = {part: folder.replace("OTHER", other) for part, folder in changes.get("starts_from", {}).items()}
+    of = run(tmp_path, stages={"tune_hybrid": changes | {"starts_from": elsewhere}})
+    prepared(of)
+    trained = [f"tune_hybrid/{part}" for part in changes.get("trains", ["encoder", "mapper"])]
+    for part in (*trained, "pretrain_encoder/encoder", "tune_lora/lora"):
+        storage.write_text(of.path("parts", part, "part.json"), json.dumps({"sha256": part}))
+    for folder in elsewhere.values():
+        storage.write_text(f"{folder}/part.json", json.dumps({"sha256": folder}))
+    task = scoring._task(of, SYSTEMS[SystemName.SASRECLLM], Stream.HYBRID_PROMPTS)
+    places = {part.value: folder.replace(other, "OTHER") for part, folder in task.job.parts.items()}
+    found = {part: place.removeprefix(of.path("parts") + "/") for part, place in places.items()}
+    assert found == expected
+    assert (task.job.facts.items, task.job.facts.max_len) == (3, 2)
