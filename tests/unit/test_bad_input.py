@@ -55,13 +55,13 @@ ROWS: dict[str, list[str]] = {
     ],
     "a wrong hash": [
         f"{HERE}[wrong hash]",
-        "tests/unit/test_sources.py::test_a_wrong_hash_fails_and_nothing_is_kept",
+        "tests/unit/test_downloads.py::test_a_wrong_hash_fails_and_nothing_is_kept",
         "tests/unit/test_sources.py::test_a_path_with_another_hash_fails",
     ],
-    "a truncated archive": [f"{HERE}[truncated archive]", "tests/unit/test_sources.py::test_a_cut_archive_fails"],
+    "a truncated archive": [f"{HERE}[truncated archive]", "tests/unit/test_archives.py::test_a_cut_archive_fails"],
     "an archive member that points outside": [
         f"{HERE}[member outside]",
-        "tests/unit/test_sources.py::test_a_bad_archive_fails_and_leaves_nothing",
+        "tests/unit/test_archives.py::test_a_bad_archive_fails_and_leaves_nothing",
     ],
     "a wrong encoding": [
         f"{PLAN}[wrong encoding]",
@@ -97,22 +97,22 @@ ROWS: dict[str, list[str]] = {
         "tests/unit/test_prompts.py::test_answers_that_are_not_single_and_distinct_are_refused",
     ],
     "a checkpoint cut short": [
-        "tests/unit/test_state.py::test_a_damaged_checkpoint_is_refused",
+        "tests/unit/test_checkpoints.py::test_a_damaged_checkpoint_is_refused",
         "tests/unit/test_bad_input.py::test_what_a_worker_refuses_is_told_and_not_tried_again",
     ],
     "a part of the wrong shape": [
-        "tests/unit/test_state.py::test_a_part_of_another_configuration_is_refused",
-        "tests/unit/test_state.py::test_a_part_that_cannot_be_used_is_refused",
+        "tests/unit/test_parts.py::test_a_part_of_another_configuration_is_refused",
+        "tests/unit/test_parts.py::test_a_part_that_cannot_be_used_is_refused",
         "tests/unit/test_bad_input.py::test_what_a_worker_refuses_is_told_and_not_tried_again",
     ],
     "a name that holds another configuration": [
         f"{HERE}[name taken]",
-        "tests/unit/test_state.py::test_a_name_stands_for_one_configuration",
+        "tests/unit/test_runs.py::test_a_name_stands_for_one_configuration",
     ],
     "a storage that cannot be written": [
         f"{HERE}[file in the way]",
         f"{HERE}[unknown storage]",
-        "tests/unit/test_state.py::test_a_place_that_cannot_be_written_is_named",
+        "tests/unit/test_storage.py::test_a_place_that_cannot_be_written_is_named",
     ],
     "more workers than the cluster has": [
         f"{HERE}[too many workers]",

@@ -1,13 +1,13 @@
 """The report, made of invented numbers: whole, safe, the same each time, and patient with what is missing."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from pages import assert_ids_are_unique, assert_needs_no_network, assert_same_files, outside_figures, table_captions
 
 from rayrec.metrics import METRICS, SLICES, evaluate_slices
 from rayrec.report import ReportData, tables, write_report
@@ -102,11 +102,7 @@ def test_names_cover_every_metric_and_slice() -> None:
 
 
 def test_page_loads_nothing(page: str) -> None:
-    loads = re.findall(r"(?:\b(?:src|href|action|data)\s*=\s*|url\()[\"']?([^\"'\s)>]*)", page.replace("&lt;", ""))
-    assert loads
-    assert [target for target in loads if not target.startswith("#") and "example.com" not in target] == []
-    assert not re.search(r"<(script|link|iframe|img|object|embed)\b|@import", page)
-    assert "default-src 'none'" in page
+    assert_needs_no_network(page)
 
 
 def test_hostile_titles_are_text(page: str) -> None:
@@ -116,10 +112,7 @@ def test_hostile_titles_are_text(page: str) -> None:
 
 def test_same_data_gives_the_same_bytes(data: ReportData, folder: Path, tmp_path: Path) -> None:
     write_report(data, tmp_path)
-    written = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    assert written == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
-    for path in written:
-        assert (folder / path).read_bytes() == (tmp_path / path).read_bytes(), path
+    assert_same_files(folder, tmp_path)
 
 
 def test_figures_and_tables_lie_beside_the_page(data: ReportData, folder: Path) -> None:
@@ -134,10 +127,9 @@ def test_figures_and_tables_lie_beside_the_page(data: ReportData, folder: Path) 
 
 
 def test_every_table_says_which_rows(data: ReportData, page: str) -> None:
-    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page, flags=re.DOTALL)
-    of_tables = [caption for caption in captions if "tables/" in caption]
-    assert len(of_tables) == 9
-    assert all(data.sample in caption for caption in of_tables)
+    captions = table_captions(page)
+    assert len(captions) == 9
+    assert all(data.sample in caption for caption in captions)
 
 
 def test_page_shows_what_it_was_given(data: ReportData, page: str) -> None:
@@ -145,7 +137,7 @@ def test_page_shows_what_it_was_given(data: ReportData, page: str) -> None:
     assert f"{auc['value']:.3f}" in page and f"{auc['low']:.3f} – {auc['high']:.3f}" in page
     for text in ("1998-03-07", "no title: 2", "zero_stage: 2", "tune_hybrid", "2.55.0", *data.notes):
         assert text in page
-    assert len(set(re.findall(r' id="([^"]+)"', page))) == len(re.findall(r' id="([^"]+)"', page))
+    assert_ids_are_unique(page)
 
 
 def test_missing_things_are_dashes_and_hostile_system_titles_text(tmp_path: Path) -> None:
@@ -176,4 +168,4 @@ def test_missing_things_are_dashes_and_hostile_system_titles_text(tmp_path: Path
     text = page.read_text(encoding="utf-8")
     assert "<script" not in text and "<img" not in text
     assert text.count("&lt;script&gt;") >= 5  # in the tables and in the figures
-    assert ">–<" in text and "nan" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL).lower()
+    assert ">–<" in text and "nan" not in outside_figures(text).lower()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pages import assert_ids_are_unique, assert_needs_no_network, assert_same_files, outside_figures, table_captions
 
 from rayrec.report import SearchReportData, write_search_report
 from rayrec.report.scales import is_cut, scale, short_names, span
@@ -82,10 +83,6 @@ def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def outside_figures(page: str) -> str:
-    return re.sub(r"<svg.*?</svg>|<style.*?</style>", "", page, flags=re.DOTALL)
-
-
 @pytest.fixture(scope="module")
 def data() -> SearchReportData:
     return invented()
@@ -105,18 +102,12 @@ def page(folder: Path) -> str:
 
 def test_same_data_gives_the_same_bytes(data: SearchReportData, folder: Path, tmp_path: Path) -> None:
     write_search_report(data, tmp_path)
-    written = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    assert written == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
-    assert len(written) == 1 + 5 + 4
-    for path in written:
-        assert (folder / path).read_bytes() == (tmp_path / path).read_bytes(), path
+    assert_same_files(folder, tmp_path)
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == 1 + 5 + 4
 
 
 def test_page_loads_nothing(page: str) -> None:
-    loads = re.findall(r"(?:\b(?:src|href|action|data)\s*=\s*|url\()[\"']?([^\"'\s)>]*)", page)
-    assert loads and [target for target in loads if not target.startswith("#")] == []
-    assert not re.search(r"<(script|link|iframe|img|image|object|embed)\b|@import", page)
-    assert "default-src 'none'" in page
+    assert_needs_no_network(page)
 
 
 def test_page_shows_what_it_was_given(data: SearchReportData, page: str) -> None:
@@ -124,15 +115,14 @@ def test_page_shows_what_it_was_given(data: SearchReportData, page: str) -> None
     assert f"Highest valid_auc: {best['value']:.4f}, trial {best['trial']} at step" in page
     for text in (*data.notes, "dim: 64", "2.55.0", "asha", "CUDA out of memory", *SPACE, *SPACE.values()):
         assert text in page
-    assert len(set(re.findall(r' id="([^"]+)"', page))) == len(re.findall(r' id="([^"]+)"', page))
+    assert_ids_are_unique(page)
     assert "nan" not in outside_figures(page).lower()
 
 
 def test_every_table_says_that_values_are_on_validation_data(page: str) -> None:
-    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page, flags=re.DOTALL)
-    of_tables = [caption for caption in captions if "tables/" in caption]
-    assert len(of_tables) == 4
-    assert all("Values are on validation data; the test set was not read." in caption for caption in of_tables)
+    captions = table_captions(page)
+    assert len(captions) == 4
+    assert all("Values are on validation data; the test set was not read." in caption for caption in captions)
 
 
 def test_early_stopping_is_counted_without_failed_trials(data: SearchReportData, page: str) -> None:
