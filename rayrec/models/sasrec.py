@@ -3,11 +3,14 @@
 Shapes: B sequences, L positions, D width, H heads.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayrec.config import EncoderConfig
+from rayrec.models.dropout import Dropout
 
 
 class Block(nn.Module):
@@ -22,19 +25,39 @@ class Block(nn.Module):
         self.feed_norm = nn.LayerNorm(width)
         self.feed_in = nn.Linear(width, width)
         self.feed_out = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, states_BLD: Tensor, mask_B1LL: Tensor) -> Tensor:
-        """Shape (B, L, D) -> (B, L, D); ``mask`` is True where attention is allowed."""
-        batch, length, width = states_BLD.shape
-        qkv = self.qkv(self.attention_norm(states_BLD)).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, D/H)
-        rate = self.dropout.p if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B1LL, dropout_p=rate)
-        states_BLD = states_BLD + self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, length, width)))
+    def forward(self, states_BLD: Tensor, mask_B1LL: Tensor, *, newest_only: bool = False) -> Tensor:
+        """Shape (B, L, D) -> (B, L, D), or (B, 1, D) for the last position alone, which costs a fraction.
+
+        ``mask`` is True where attention is allowed.
+        """
+        normed_BLD = self.attention_norm(states_BLD)
+        if newest_only:
+            states_BLD, mask_B1LL = states_BLD[:, -1:], mask_B1LL[:, :, -1:]
+        width, asked = states_BLD.shape[2], states_BLD.shape[1]
+        query = self._heads(F.linear(normed_BLD[:, -asked:], self.qkv.weight[:width], self.qkv.bias[:width]))
+        both = F.linear(normed_BLD, self.qkv.weight[width:], self.qkv.bias[width:])
+        key, value = (self._heads(part) for part in both.chunk(2, dim=-1))
+        mixed = self._attend(query, key, value, mask_B1LL)
+        states_BLD = states_BLD + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
         inner = self.dropout(F.relu(self.feed_in(self.feed_norm(states_BLD))))
         fed_BLD: Tensor = states_BLD + self.dropout(self.feed_out(inner))
         return fed_BLD
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask_B1LL: Tensor) -> Tensor:
+        """Shapes (B, H, Q, D/H), (B, H, L, D/H) twice -> (B, H, Q, D/H)."""
+        if not (self.training and self.dropout.p):
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B1LL)
+        score_BHQL = query @ key.transpose(2, 3) / math.sqrt(query.shape[3])
+        share_BHQL = score_BHQL.masked_fill(~mask_B1LL, -torch.inf).softmax(-1)
+        mixed: Tensor = self.dropout(share_BHQL) @ value
+        return mixed
+
+    def _heads(self, vectors_BLD: Tensor) -> Tensor:
+        """Shape (B, L, D) -> (B, H, L, D/H)."""
+        batch, length, width = vectors_BLD.shape
+        return vectors_BLD.reshape(batch, length, self.heads, width // self.heads).transpose(1, 2)
 
 
 class SASRec(nn.Module):
@@ -48,14 +71,14 @@ class SASRec(nn.Module):
         self.position = nn.Embedding(max_len, config.width)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         for table in (self.item, self.position):
             nn.init.normal_(table.weight, std=0.02)
         with torch.no_grad():
             self.item.weight[0].zero_()
 
-    def encode(self, history_BL: Tensor) -> Tensor:
-        """Item ids (B, L), left-padded with 0 -> hidden states (B, L, D).
+    def encode(self, history_BL: Tensor, *, newest_only: bool = False) -> Tensor:
+        """Item ids (B, L), left-padded with 0 -> hidden states (B, L, D), or (B, 1, D) of the last position alone.
 
         Positions count from the newest item, so that a batch padded to its own longest row gives the same vectors as
         one padded to ``max_len``. A padded position sees only itself, which keeps its softmax finite.
@@ -67,14 +90,14 @@ class SASRec(nn.Module):
         causal_LL = torch.ones(length, length, dtype=torch.bool, device=history_BL.device).tril()
         itself_LL = torch.eye(length, dtype=torch.bool, device=history_BL.device)
         mask_B1LL = ((causal_LL & known_BL.unsqueeze(1)) | itself_LL).unsqueeze(1)
-        for block in self.blocks:
-            states = block(states, mask_B1LL)
+        for number, block in enumerate(self.blocks, 1):
+            states = block(states, mask_B1LL, newest_only=newest_only and number == len(self.blocks))
         hidden_BLD: Tensor = self.norm(states)
         return hidden_BLD
 
     def user_vectors(self, history_BL: Tensor) -> Tensor:
         """Shape (B, L) -> (B, D)."""
-        return self.encode(history_BL)[:, -1]
+        return self.encode(history_BL, newest_only=True)[:, -1]
 
     def item_vectors(self, item_B: Tensor) -> Tensor:
         """Shape (B,) -> (B, D)."""

@@ -83,6 +83,19 @@ def test_equals_torchs_transformer() -> None:
         torch.testing.assert_close(found[-len(row) :], expected, atol=1e-5, rtol=0)
 
 
+def test_the_newest_position_alone_is_the_same_in_values_and_gradients() -> None:
+    model, history = encoder(), padded(ROWS)
+    found = []
+    for states in (model.encode(history)[:, -1:], model.encode(history, newest_only=True)):
+        model.zero_grad()
+        states.square().sum().backward()
+        found.append({"states": states.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()})
+    whole, newest = found
+    assert newest["states"].shape == (len(ROWS), 1, 16)
+    for name, value in whole.items():
+        torch.testing.assert_close(newest[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
 @torch.no_grad()
 def test_the_score_is_the_dot_product_of_user_and_item() -> None:
     model, items = encoder(), [4, 30, 1, 1, 9]
