@@ -1,6 +1,7 @@
 """The tensors that pass from data to models. Shapes: B rows, L history items, T tokens, K soft tokens a vector."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,27 @@ class Prompt:
     length_B: Tensor  # int64, tokens before the padding
     soft_at_B2K: Tensor | None = None  # int64, positions of the user's and the item's soft tokens; None: text only
 
+    def to(self, device: torch.device) -> "Prompt":
+        return replace(self, **_on(device, self))
+
+
+@dataclass(frozen=True)
+class SplitPrompt:
+    """Prompts cut in two, so that rows of equal history go through their common part once.
+
+    U distinct prefixes, S tokens of a row's own suffix; both padded on the right, and a suffix is never empty.
+    """
+
+    prefix_UP: Tensor  # int64
+    prefix_length_U: Tensor
+    prefix_of_B: Tensor  # int64, which prefix a row's suffix stands behind
+    suffix_BS: Tensor  # int64
+    suffix_length_B: Tensor
+    soft_at_B2K: Tensor | None = None  # int64, from the suffix's start on, below 0 in the prefix; None: text only
+
+    def to(self, device: torch.device) -> "SplitPrompt":
+        return replace(self, **_on(device, self))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -22,22 +44,11 @@ class Batch:
     history_BL: Tensor  # int64 item ids, oldest first, left-padded with 0
     item_B: Tensor  # int64
     label_B: Tensor  # float32, 1 = like
-    prompt: Prompt | None = None
+    prompt: Prompt | SplitPrompt | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``."""
-        prompt = self.prompt and Prompt(
-            self.prompt.tokens_BT.to(device),
-            self.prompt.length_B.to(device),
-            None if self.prompt.soft_at_B2K is None else self.prompt.soft_at_B2K.to(device),
-        )
-        return replace(
-            self,
-            history_BL=self.history_BL.to(device),
-            item_B=self.item_B.to(device),
-            label_B=self.label_B.to(device),
-            prompt=prompt,
-        )
+        return replace(self, prompt=self.prompt and self.prompt.to(device), **_on(device, self))
 
     @property
     def rows(self) -> int:
@@ -46,6 +57,8 @@ class Batch:
     @property
     def cells(self) -> int:
         """Sequence positions that are computed, padding included."""
+        if isinstance(self.prompt, SplitPrompt):
+            return self.prompt.prefix_UP.numel() + self.prompt.suffix_BS.numel()
         return (self.history_BL if self.prompt is None else self.prompt.tokens_BT).numel()
 
     @property
@@ -53,4 +66,12 @@ class Batch:
         """Sequence positions that hold something."""
         if self.prompt is None:
             return int((self.history_BL > 0).sum())
+        if isinstance(self.prompt, SplitPrompt):
+            return int(self.prompt.prefix_length_U.sum() + self.prompt.suffix_length_B.sum())
         return int(self.prompt.length_B.sum())
+
+
+def _on(device: torch.device, holder: "Prompt | SplitPrompt | Batch") -> dict[str, Any]:
+    """The tensors of a dataclass, on ``device``."""
+    found = {field.name: getattr(holder, field.name) for field in fields(holder)}
+    return {name: value.to(device) for name, value in found.items() if isinstance(value, Tensor)}

@@ -173,6 +173,14 @@ class EngineConfig(Section):
     gradient_checkpointing: bool = False
 
 
+class FastConfig(Section):
+    """Exact short cuts of the stages that hold the backbone; turn them off to compare with the plain path."""
+
+    split_prompts: bool = True  # rows of equal history go through it once; without gradient where none is asked
+    shared_rows: PositiveInt = 4  # rows of one history that training draws together; with 1, each on its own
+    merge_lora: bool = True  # a frozen LoRA becomes part of the weights
+
+
 class ClusterConfig(Section):
     workers: PositiveInt = 2
     gpus_per_worker: int = Field(0, ge=0)
@@ -247,9 +255,14 @@ class EvaluationConfig(Section):
 
     users: PositiveInt | None = None  # a fixed, seeded sample of test users; None: all
     rows_per_user: PositiveInt | None = None  # a seeded sample of each user's rows; None: all
-    batch: PositiveInt = 16
+    batch: PositiveInt = 16  # rows of a forward pass, of validation too
+    encoder_batch: PositiveInt = 512  # the same where the backbone is not asked
     bootstrap: PositiveInt = 1000  # resamples of users behind each interval
     cutoff: float = Field(0.5, gt=0, lt=1)  # a probability of at least this counts as Yes
+
+    def rows_at_once(self, *, with_backbone: bool) -> int:
+        """Rows of a forward pass."""
+        return self.batch if with_backbone else self.encoder_batch
 
 
 class MlflowConfig(Section):
@@ -307,6 +320,7 @@ class Config(Section):
     backbone: BackboneConfig = BackboneConfig()
     lora: LoraConfig = LoraConfig()
     engine: EngineConfig = EngineConfig()
+    fast: FastConfig = FastConfig()
     cluster: ClusterConfig = ClusterConfig()
     stages: StagesConfig = StagesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -10,13 +10,14 @@ import pandas as pd
 import yaml
 
 from rayrec import storage
+from rayrec.binding import package_versions
 from rayrec.data import columns as c
 from rayrec.data.rows import HISTORY
 from rayrec.data.tokenise import load_tokenizer, open_encoder, prompt_rows
 from rayrec.metrics import evaluate_slices
 from rayrec.models.checkpoints import local_backbone
 from rayrec.report import ReportData, write_report
-from rayrec.run import Run, package_versions
+from rayrec.run import Run
 from rayrec.scoring import describe_sample, read_predictions, test_sample
 from rayrec.stages import SYSTEMS, StageName, SystemName
 

@@ -112,7 +112,9 @@ def _calls(run: Run, tasks: Mapping[SystemName, "_Task"], ids: Ids) -> list[dict
     """
     calls: list[dict[str, Any]] = []
     for system, task in tasks.items():
-        batches = scoring_batches(ids, task.source.open().lengths, run.config.evaluation.batch)
+        batch = run.config.evaluation.rows_at_once(with_backbone=task.job.uses_backbone)
+        rows = task.source.open()
+        batches = scoring_batches(ids, rows.lengths, batch, rows.shared)
         for i in range(0, len(batches), _CALL_BATCHES):
             calls.append({_SYSTEM: system.value, _BATCHES: [ids.tolist() for ids in batches[i : i + _CALL_BATCHES]]})
     return calls
@@ -181,6 +183,6 @@ class _Scorer:
             self.model, self.held = scoring_model(task.job).to(self.device), system
         assert self.model is not None
         batches = [np.asarray(ids) for ids in row[_BATCHES]]
-        rows, soft = task.source.open(), task.job.config.mapper.tokens
-        scores = np.concatenate([score_rows(self.model, rows, ids, soft, self.device) for ids in batches])
+        rows, config = task.source.open(), task.job.config
+        scores = np.concatenate([score_rows(self.model, rows, ids, config, self.device) for ids in batches])
         return pa.table({_SYSTEM: [system.value] * len(scores), c.ROW: np.concatenate(batches), c.SCORE: scores})

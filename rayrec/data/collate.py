@@ -1,52 +1,98 @@
 """A fetched table -> padded tensors."""
 
+from enum import Enum
+
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from rayrec.batch import Batch, Prompt
+from rayrec.batch import Batch, Prompt, SplitPrompt
 from rayrec.data import columns as c
 from rayrec.data.rows import HISTORY
 
+Array = NDArray[np.int64]
 
-def collate(table: pa.Table, soft_tokens: int) -> Batch:
+
+class Cut(Enum):
+    """Where prompts of equal history come apart; left of it they are one."""
+
+    NOWHERE = "nowhere"  # every prompt whole
+    LEARNING = "learning"  # before the first token that may learn: a hybrid prompt's user, a text prompt's title
+    TITLE = "title"  # before the target's title, which is the first token that differs
+
+
+def collate(table: pa.Table, soft_tokens: int, cut: Cut) -> Batch:
     """Histories padded on the left, prompts on the right, each to the longest of this batch.
 
     ``soft_tokens`` places are opened in a hybrid prompt for each of the user's and the item's vector.
     """
-    prompt = None
-    if c.HYBRID_TOKENS in table.column_names:
-        prompt = _hybrid_prompt(table, soft_tokens)
-    elif c.TEXT_TOKENS in table.column_names:
-        tokens, lengths = _padded(table[c.TEXT_TOKENS])
-        prompt = Prompt(torch.from_numpy(tokens), torch.from_numpy(lengths))
     history, lengths = _padded(table[HISTORY])
     width = history.shape[1]
     shifted = (np.arange(width) - (width - lengths[:, None])) % width  # right-padded -> left-padded
     return Batch(
         history_BL=torch.from_numpy(np.take_along_axis(history, shifted, axis=1)),
-        item_B=torch.from_numpy(table[c.ITEM_ID].to_numpy().astype(np.int64)),
+        item_B=torch.from_numpy(_numbers(table[c.ITEM_ID])),
         label_B=torch.from_numpy(table[c.LABEL].to_numpy().astype(np.float32)),
-        prompt=prompt,
+        prompt=_prompt(table, soft_tokens, cut) if c.SHARED in table.column_names else None,
     )
 
 
-def _hybrid_prompt(table: pa.Table, soft_tokens: int) -> Prompt:
+def _prompt(table: pa.Table, soft_tokens: int, cut: Cut) -> Prompt | SplitPrompt:
+    if c.HYBRID_TOKENS in table.column_names:
+        tokens, lengths, soft_at = _opened(table, soft_tokens)
+        title_at = _numbers(table[c.TITLE_AT]) + soft_tokens
+        place = soft_at[:, 0, 0] if cut is Cut.LEARNING else title_at
+    else:
+        tokens, lengths = _padded(table[c.TEXT_TOKENS])
+        soft_at, place = None, _numbers(table[c.TEXT_TITLE_AT])
+    if cut is Cut.NOWHERE:
+        return Prompt(torch.from_numpy(tokens), torch.from_numpy(lengths), _tensor(soft_at))
+    _, first, of = np.unique(_numbers(table[c.SHARED]), return_index=True, return_inverse=True)
+    start = place[first]
+    prefix = tokens[first, : start.max()]
+    prefix[np.arange(prefix.shape[1]) >= start[:, None]] = 0
+    return SplitPrompt(
+        prefix_UP=torch.from_numpy(prefix),
+        prefix_length_U=torch.from_numpy(start),
+        prefix_of_B=torch.from_numpy(of.astype(np.int64)),
+        suffix_BS=torch.from_numpy(_behind(tokens, lengths, place)),
+        suffix_length_B=torch.from_numpy(lengths - place),
+        soft_at_B2K=None if soft_at is None else _tensor(soft_at - place[:, None, None]),
+    )
+
+
+def _opened(table: pa.Table, count: int) -> tuple[Array, Array, Array]:
+    """Hybrid prompts with room for ``count`` soft tokens at both places; their lengths, and where the room is."""
     tokens, lengths = _padded(table[c.HYBRID_TOKENS])
-    user_at = table[c.USER_AT].to_numpy().astype(np.int64)
-    item_at = table[c.ITEM_AT].to_numpy().astype(np.int64)
+    user_at, item_at = _numbers(table[c.USER_AT]), _numbers(table[c.ITEM_AT])
     # Token j moves right by the places opened at or before it.
     column = np.arange(tokens.shape[1])
-    target = column + soft_tokens * ((column >= user_at[:, None]).astype(np.int64) + (column >= item_at[:, None]))
-    opened = np.zeros((len(tokens), tokens.shape[1] + 2 * soft_tokens), dtype=np.int64)
+    target = column + count * ((column >= user_at[:, None]).astype(np.int64) + (column >= item_at[:, None]))
+    opened = np.zeros((len(tokens), tokens.shape[1] + 2 * count), dtype=np.int64)
     np.put_along_axis(opened, target, tokens, axis=1)
-    starts = np.stack([user_at, item_at + soft_tokens], axis=1)
-    soft_at = starts[:, :, None] + np.arange(soft_tokens)
-    return Prompt(torch.from_numpy(opened), torch.from_numpy(lengths + 2 * soft_tokens), torch.from_numpy(soft_at))
+    starts = np.stack([user_at, item_at + count], axis=1)
+    return opened, lengths + 2 * count, starts[:, :, None] + np.arange(count)
 
 
-def _padded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _behind(tokens: Array, lengths: Array, place: Array) -> Array:
+    """Each row from its own ``place`` on, padded on the right."""
+    column = np.arange((lengths - place).max()) + place[:, None]
+    behind: Array = np.take_along_axis(tokens, np.minimum(column, tokens.shape[1] - 1), axis=1)
+    behind[column >= lengths[:, None]] = 0
+    return behind
+
+
+def _tensor(values: Array | None) -> torch.Tensor | None:
+    return None if values is None else torch.from_numpy(values)
+
+
+def _numbers(column: pa.ChunkedArray) -> Array:
+    numbers: Array = column.to_numpy().astype(np.int64)
+    return numbers
+
+
+def _padded(column: pa.ChunkedArray) -> tuple[Array, Array]:
     """Lists -> (rows, longest) padded with 0 on the right, and each row's length; never narrower than one."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # combine_chunks of an empty or single-chunk column keeps the wrapper

@@ -25,6 +25,9 @@ TEXT_TOKENS: Final = "text_tokens"
 HYBRID_TOKENS: Final = "hybrid_tokens"
 USER_AT: Final = "user_at"
 ITEM_AT: Final = "item_at"
+TITLE_AT: Final = "title_at"
+TEXT_TITLE_AT: Final = "text_title_at"
+SHARED: Final = "shared"
 
 SPLITS: Final = ("train", "valid", "test")
 
@@ -59,6 +62,8 @@ PROMPTS_SCHEMA: Final = pa.schema(
         (HYBRID_TOKENS, pa.list_(pa.int32())),
         (USER_AT, pa.int32()),  # the user's soft tokens go before this index of HYBRID_TOKENS
         (ITEM_AT, pa.int32()),
+        (TITLE_AT, pa.int32()),  # the target's title starts at this index of HYBRID_TOKENS
+        (TEXT_TITLE_AT, pa.int32()),  # the same of TEXT_TOKENS
     ]
 )
 PREDICTIONS_SCHEMA: Final = pa.schema(

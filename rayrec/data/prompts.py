@@ -29,12 +29,18 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """Token ids of both forms of a row's prompt; the soft tokens go in before ``user_at`` and ``item_at``."""
+    """Token ids of both forms of a row's prompt; the soft tokens go in before ``user_at`` and ``item_at``.
+
+    The target's title starts at ``title_at`` and ``text_title_at``: what stands left of it depends on the user and the
+    history alone.
+    """
 
     text: list[int]
     hybrid: list[int]
     user_at: int
     item_at: int
+    title_at: int
+    text_title_at: int
 
 
 class PromptEncoder:
@@ -63,13 +69,17 @@ class PromptEncoder:
         if len(history):
             shown = [*chain(*(self._inner[item - 1] for item in history[:-1])), *self._last[history[-1] - 1]]
         start = self._opening + shown
+        before_text_title = start + self._task
         before_user = start + self._user_clause
-        before_item = before_user + self._task_after_feature + self._target[target - 1] + self._item_clause
+        before_title = before_user + self._task_after_feature
+        before_item = before_title + self._target[target - 1] + self._item_clause
         return EncodedPrompt(
-            text=start + self._task + self._asked[target - 1] + self._closing,
+            text=before_text_title + self._asked[target - 1] + self._closing,
             hybrid=before_item + self._closing_after_feature,
             user_at=len(before_user),
             item_at=len(before_item),
+            title_at=len(before_title),
+            text_title_at=len(before_text_title),
         )
 
     def render(self, history: Sequence[int], target: int, *, hybrid: bool) -> str:

@@ -65,6 +65,11 @@ class OpenRows:
         lengths: NDArray[np.int32] = pc.list_value_length(self._prompts[column]).to_numpy()
         return lengths
 
+    @cached_property
+    def shared(self) -> NDArray[np.int64]:
+        """A number for each row; rows of one number have the same history, so their prompts begin alike."""
+        return (self._numpy(c.USER_ID).astype(np.int64) << 32) + self._numpy(c.SEEN)
+
     def frame(self, ids: Ids) -> pa.Table:
         """All stored columns of the rows ``ids``, in that order."""
         return self._rows.take(ids)
@@ -79,9 +84,10 @@ class OpenRows:
             HISTORY: self._history(rows[c.USER_ID].to_numpy(), rows[c.SEEN].to_numpy()),
         }
         if self._prompts is not None:
-            wanted = [c.TEXT_TOKENS]
+            wanted = [c.TEXT_TOKENS, c.TEXT_TITLE_AT]
+            columns[c.SHARED] = pa.array(self.shared[ids])
             if self.source.stream is Stream.HYBRID_PROMPTS:
-                wanted = [c.HYBRID_TOKENS, c.USER_AT, c.ITEM_AT]
+                wanted = [c.HYBRID_TOKENS, c.USER_AT, c.TITLE_AT, c.ITEM_AT]
             prompts = self._prompts.select(wanted).take(ids)
             columns |= {name: prompts[name].combine_chunks() for name in wanted}
         return pa.table(columns)

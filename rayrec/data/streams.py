@@ -27,6 +27,7 @@ class WorkerOrder:
     seed: int
     rank: int
     world: int
+    most_shared: int = 1  # rows of one history that are drawn together
 
     def plan(self) -> Plan:
         return _plan(self)
@@ -37,8 +38,9 @@ _PLANS: dict[WorkerOrder, Plan] = {}
 
 def _plan(order: WorkerOrder) -> Plan:
     if order not in _PLANS:
-        lengths = order.source.open().lengths
-        _PLANS[order] = Plan(lengths, order.batch, order.steps_per_epoch, order.seed)
+        rows = order.source.open()
+        shared = rows.shared if order.most_shared > 1 else None
+        _PLANS[order] = Plan(rows.lengths, order.batch, order.steps_per_epoch, order.seed, shared, order.most_shared)
     return _PLANS[order]
 
 

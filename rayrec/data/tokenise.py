@@ -85,6 +85,8 @@ def _encode(numbers: dict[str, Any], folder: str, split: str, data: DataConfig, 
         c.HYBRID_TOKENS: _lists([e.hybrid for e in encoded]),
         c.USER_AT: pa.array([e.user_at for e in encoded], pa.int32()),
         c.ITEM_AT: pa.array([e.item_at for e in encoded], pa.int32()),
+        c.TITLE_AT: pa.array([e.title_at for e in encoded], pa.int32()),
+        c.TEXT_TITLE_AT: pa.array([e.text_title_at for e in encoded], pa.int32()),
     }
     return pa.table(columns, schema=c.PROMPTS_SCHEMA)
 

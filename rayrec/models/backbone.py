@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rayrec.batch import SplitPrompt
 from rayrec.config import LoraConfig
 from rayrec.errors import InputError
+from rayrec.models.dropout import replace_dropouts
+from rayrec.models.packing import joined, pack
 
 
 class Backbone(nn.Module):
@@ -23,6 +26,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.decoder = decoder
         self.yes_only = yes_only
+        self.recomputes = False  # gradient checkpointing: layers keep no keys and values
         # A buffer, not a parameter: it stays fp32 whatever the engine does. Untuned answer scores differ by less than
         # bf16's rounding, which alone would reorder them.
         self.register_buffer("answer_rows_2H", answer_rows_2H.float().clone(), persistent=False)
@@ -43,10 +47,57 @@ class Backbone(nn.Module):
         tensor exists either: two rows of the output head at one position are all that is asked for.
         """
         states_BTH = self.decoder(inputs_embeds=embeddings_BTH, use_cache=False).last_hidden_state
-        last_BH = states_BTH[torch.arange(len(length_B), device=length_B.device), length_B - 1]
+        return self._logit(states_BTH[torch.arange(len(length_B), device=length_B.device), length_B - 1])
+
+    def _logit(self, last_BH: Tensor) -> Tensor:
         yes, no = (last_BH.float() @ self.answer_rows_2H.T).unbind(-1)
         logit_B: Tensor = yes if self.yes_only else yes - no
         return logit_B
+
+    def answer_split(
+        self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt, *, prefix_learns: bool
+    ) -> Tensor:
+        """The same logits for prompts cut in two, shape (B,); every prefix is computed once.
+
+        Where nothing left of the cut learns, the prefixes run without gradient and leave their keys and values; else
+        prefix and suffixes make up one sequence, in which a suffix sees its prefix and itself.
+        """
+        if prefix_learns or (self.recomputes and torch.is_grad_enabled()):
+            last_BH = self._packed(prefix_UPH, suffix_BSH, prompt)
+        else:
+            last_BH = self._behind_cached(prefix_UPH, suffix_BSH, prompt)
+        return self._logit(last_BH)
+
+    def _behind_cached(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
+        with torch.no_grad():
+            cache = self.decoder(inputs_embeds=prefix_UPH, use_cache=True).past_key_values
+            cache.batch_select_indices(prompt.prefix_of_B)
+        before, own = prefix_UPH.shape[1], suffix_BSH.shape[1]
+        column_S = torch.arange(own, device=suffix_BSH.device)
+        start_B = prompt.prefix_length_U[prompt.prefix_of_B]
+        known_BP = torch.arange(before, device=suffix_BSH.device) < start_B[:, None]
+        causal_SS = column_S <= column_S[:, None]
+        mask_B1SK = torch.cat([known_BP[:, None].expand(-1, own, -1), causal_SS.expand(len(start_B), -1, -1)], dim=-1)
+        states_BSH = self.decoder(
+            inputs_embeds=suffix_BSH,
+            attention_mask=mask_B1SK[:, None],
+            position_ids=start_B[:, None] + column_S,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        last_BH: Tensor = states_BSH[torch.arange(len(start_B), device=start_B.device), prompt.suffix_length_B - 1]
+        return last_BH
+
+    def _packed(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
+        packed = pack(prompt)
+        states_UTH = self.decoder(
+            inputs_embeds=joined(packed, prompt, prefix_UPH, suffix_BSH),
+            attention_mask=None if packed.is_plain else packed.mask(),
+            position_ids=packed.position_UT,
+            use_cache=False,
+        ).last_hidden_state
+        last_BH: Tensor = states_UTH[prompt.prefix_of_B, packed.start_B + prompt.suffix_length_B - 1]
+        return last_BH
 
     def embedding_spread(self) -> float:
         """Standard deviation of the token embeddings."""
@@ -85,7 +136,9 @@ def _backbone(model: Any, answers: tuple[int, int], yes_only: bool, checkpointin
     decoder = model.get_decoder()
     if checkpointing:
         decoder.gradient_checkpointing_enable({"use_reentrant": False})  # the reentrant kind needs trained embeddings
-    return Backbone(decoder.requires_grad_(False), rows, yes_only=yes_only)
+    backbone = Backbone(decoder.requires_grad_(False), rows, yes_only=yes_only)
+    backbone.recomputes = checkpointing
+    return backbone
 
 
 def add_lora(backbone: Backbone, config: LoraConfig) -> None:
@@ -107,3 +160,15 @@ def add_lora(backbone: Backbone, config: LoraConfig) -> None:
     if missing := sorted(set(config.targets) - names):
         raise InputError(f"lora.targets: the backbone has no module named {', '.join(missing)}")
     peft.inject_adapter_in_model(adapter, backbone.decoder)
+    replace_dropouts(backbone.decoder)
+
+
+def merge_lora(backbone: Backbone) -> None:
+    """Add a LoRA that stays frozen to the weights it stands beside, and take its modules away."""
+    from peft.tuners.lora import LoraLayer  # noqa: PLC0415
+
+    for name, module in list(backbone.decoder.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent, _, leaf = name.rpartition(".")
+            setattr(backbone.decoder.get_submodule(parent), leaf, module.get_base_layer())

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rayrec.batch import Batch
+from rayrec.batch import Batch, Prompt, SplitPrompt
 from rayrec.config import Config
 from rayrec.models.backbone import Backbone, add_lora, empty_backbone, load_backbone
 from rayrec.models.mapper import Mapper
@@ -30,12 +30,38 @@ class SASRecLLM(nn.Module):
             assert self.encoder is not None
             return self.encoder.score(batch.history_BL, batch.item_B)
         assert self.backbone is not None
-        embeddings = self.backbone.embed(batch.prompt.tokens_BT)
-        if batch.prompt.soft_at_B2K is not None:
-            rows_B11 = torch.arange(batch.rows, device=embeddings.device)[:, None, None]
-            soft_B2KH = self.soft_tokens(batch).to(embeddings.dtype)
-            embeddings = embeddings.index_put((rows_B11, batch.prompt.soft_at_B2K), soft_B2KH)
+        if isinstance(batch.prompt, SplitPrompt):
+            prefix_UPH, suffix_BSH = self._embed_split(batch, batch.prompt)
+            learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.backbone.parameters())
+            return self.backbone.answer_split(prefix_UPH, suffix_BSH, batch.prompt, prefix_learns=learns)
+        embeddings = self._embed(batch, batch.prompt)
         return self.backbone.answer(embeddings, batch.prompt.length_B)
+
+    def _embed(self, batch: Batch, prompt: Prompt) -> Tensor:
+        """Word embeddings (B, T, H), with the soft tokens in their places."""
+        assert self.backbone is not None
+        embeddings = self.backbone.embed(prompt.tokens_BT)
+        if prompt.soft_at_B2K is None:
+            return embeddings
+        row_B11 = torch.arange(batch.rows, device=embeddings.device)[:, None, None]
+        soft_B2KH = self.soft_tokens(batch).to(embeddings.dtype)
+        return embeddings.index_put((row_B11, prompt.soft_at_B2K), soft_B2KH)
+
+    def _embed_split(self, batch: Batch, prompt: SplitPrompt) -> tuple[Tensor, Tensor]:
+        """The same of prefixes (U, P, H) and suffixes (B, S, H)."""
+        assert self.backbone is not None
+        prefix_UPH, suffix_BSH = self.backbone.embed(prompt.prefix_UP), self.backbone.embed(prompt.suffix_BS)
+        if prompt.soft_at_B2K is None:
+            return prefix_UPH, suffix_BSH
+        soft_B2KH = self.soft_tokens(batch).to(suffix_BSH.dtype)
+        row_B1 = torch.arange(batch.rows, device=soft_B2KH.device)[:, None]
+        user_at_BK, item_at_BK = prompt.soft_at_B2K.unbind(1)
+        suffix_BSH = suffix_BSH.index_put((row_B1, item_at_BK), soft_B2KH[:, 1])
+        if not bool((user_at_BK < 0).any()):
+            return prefix_UPH, suffix_BSH.index_put((row_B1, user_at_BK), soft_B2KH[:, 0])
+        of_B1 = prompt.prefix_of_B[:, None]  # rows of one prefix are one user's: whichever is put last is the same
+        user_at_BK = prompt.prefix_length_U[of_B1] + user_at_BK
+        return prefix_UPH.index_put((of_B1, user_at_BK), soft_B2KH[:, 0]), suffix_BSH
 
     def soft_tokens(self, batch: Batch) -> Tensor:
         """The user's and the target item's soft tokens, shape (B, 2, K, H)."""

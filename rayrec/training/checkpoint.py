@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rayrec import storage
@@ -89,14 +90,13 @@ def latest(stage_folder: str) -> Resumed | None:
     try:
         facts = json.loads(storage.read_text(storage.join(where, MARK)))
         content = storage.read_bytes(storage.join(where, STATE))
-        intact = hashlib.sha256(content).hexdigest() == facts["sha256"]
-    except (OSError, ValueError, KeyError):
-        intact = False
-    if not intact:
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise ValueError(f"the sha256 of {STATE} is not the one in {MARK}")
+        return Resumed(Progress(**facts["progress"]), safetensors.torch.load(content))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(
             f"{where}: the checkpoint is damaged or cut short; delete this folder to go on from the one before it"
-        )
-    return Resumed(Progress(**facts["progress"]), safetensors.torch.load(content))
+        ) from error
 
 
 def _complete(folder: str) -> list[str]:

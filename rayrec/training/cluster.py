@@ -46,6 +46,8 @@ def connected(cluster: ClusterConfig, *, dashboard: bool = False) -> Iterator[di
     # Ray ends idle processes after a second and pays for their imports again at the next step; much longer, and those
     # of a finished stage stand beside the next one's, which Ray warns of.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "4000")
+    # Actors that wait take a process each, many more than cores, and Ray warns at multiples of this number.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     ray.init(
         address="local",
         num_cpus=int(local["CPU"]) + _SPARE_CPUS,

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from rayrec.data.collate import collate
+from rayrec.config import Config
+from rayrec.data.collate import Cut, collate
 from rayrec.data.plan import Ids, sample_rows, scoring_batches
 from rayrec.data.rows import OpenRows
 from rayrec.metrics.pointwise import auc, log_loss, uauc
@@ -18,9 +19,10 @@ Scores = NDArray[np.float64]
 
 
 @torch.no_grad()
-def score_rows(model: SASRecLLM, rows: OpenRows, ids: Ids, soft_tokens: int, device: torch.device) -> Scores:
+def score_rows(model: SASRecLLM, rows: OpenRows, ids: Ids, config: Config, device: torch.device) -> Scores:
     """Probability of "like" for each row of ``ids``, shape (len(ids),); one forward pass."""
-    batch = collate(rows.fetch(ids), soft_tokens).to(device)
+    cut = Cut.TITLE if config.fast.split_prompts else Cut.NOWHERE
+    batch = collate(rows.fetch(ids), config.mapper.tokens, cut).to(device)
     return torch.sigmoid(model(batch).double()).cpu().numpy()
 
 
@@ -30,14 +32,14 @@ class Validator:
 
     rows: OpenRows
     batches: list[Ids]
-    soft_tokens: int
+    config: Config
 
     @classmethod
     def sample(
-        cls, rows: OpenRows, *, users: int | None, rows_per_user: int | None, seed: int, batch: int, soft_tokens: int
+        cls, rows: OpenRows, *, users: int | None, rows_per_user: int | None, seed: int, batch: int, config: Config
     ) -> "Validator":
         ids = sample_rows(rows.user_ids, users, rows_per_user, seed)
-        return cls(rows, scoring_batches(ids, rows.lengths, batch), soft_tokens)
+        return cls(rows, scoring_batches(ids, rows.lengths, batch, rows.shared), config)
 
     def evaluate(self, model: SASRecLLM, device: torch.device) -> dict[str, float]:
         """Validation AUC, UAUC and log loss; the same numbers on every rank.
@@ -51,7 +53,7 @@ class Validator:
         for turn in range(rounds):
             number = turn * world + rank
             batch = self.batches[min(number, len(self.batches) - 1)]
-            mine[number] = score_rows(model, self.rows, batch, self.soft_tokens, device)
+            mine[number] = score_rows(model, self.rows, batch, self.config, device)
         gathered: list[dict[int, Scores]] = [{}] * world
         dist.all_gather_object(gathered, mine)
         merged: dict[int, Any] = {number: scores for part in gathered for number, scores in part.items()}

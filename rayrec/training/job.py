@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from rayrec import storage
 from rayrec.config import Config, Precision, StageConfig, accumulation_steps
+from rayrec.data.collate import Cut
 from rayrec.data.rows import RowSource
 from rayrec.stages import STAGES, Part, StageName, StageSpec, inherited
 
@@ -60,6 +61,21 @@ class StageJob:
     @property
     def micro_batch(self) -> int:
         return self.settings.batch // (self.accumulation * self.config.cluster.workers)
+
+    @property
+    def most_shared(self) -> int:
+        """Rows of one history that are drawn together."""
+        fast = self.config.fast
+        return fast.shared_rows if self.spec.reads.uses_backbone and fast.split_prompts else 1
+
+    @property
+    def cut(self) -> Cut:
+        """Where prompts are cut in training."""
+        return Cut.LEARNING if self.config.fast.split_prompts else Cut.NOWHERE
+
+    @property
+    def scoring_batch(self) -> int:
+        return self.config.evaluation.rows_at_once(with_backbone=self.spec.reads.uses_backbone)
 
     @property
     def steps_per_epoch(self) -> int:

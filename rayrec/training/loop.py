@@ -30,6 +30,8 @@ from rayrec.training.model import stage_model
 from rayrec.training.parts import is_complete, read_card, save_part
 from rayrec.training.progress import Pulse
 
+_SHOW_SECONDS = 0.3  # between two looks at the live line: an actor call a step would cost short steps dear
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -68,7 +70,6 @@ class Stage:
         context = ray.train.get_context()
         self.job, self.board = job, board
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.soft_tokens = job.config.mapper.tokens
         resumed = checkpoint.latest(job.folder)
         self.progress = resumed.progress if resumed else Progress()
         self.log = ProgressLog(job.folder, self.progress.step)
@@ -97,13 +98,14 @@ class Stage:
             users=settings.valid_users,
             rows_per_user=settings.valid_rows_per_user,
             seed=job.config.seed,
-            batch=job.config.evaluation.batch,
-            soft_tokens=self.soft_tokens,
+            batch=job.scoring_batch,
+            config=job.config,
         )
 
     def run(self) -> None:
         """Train from where the stage stands to its end, then hand its best parts on."""
         job, progress = self.job, self.progress
+        self.shown = 0.0
         self.watch, started = Stopwatch(), time.perf_counter() - progress.seconds
         while progress.step < job.total_steps and not progress.stopped_early:
             line = self._step(progress.step)
@@ -130,7 +132,8 @@ class Stage:
 
     def _step(self, step: int) -> dict[str, Any]:
         table = next(self.stream)
-        micro = [collate(part, self.soft_tokens) for part in _pieces(table, self.job.accumulation)]
+        soft_tokens, cut = self.job.config.mapper.tokens, self.job.cut
+        micro = [collate(part, soft_tokens, cut) for part in _pieces(table, self.job.accumulation)]
         waited = self.watch.lap()
         torch.manual_seed(derive_seed(self.job.config.seed, self.job.stage, step, self.rank))
         self.model.set_mode(self.job.trains)
@@ -179,11 +182,13 @@ class Stage:
     def _pass(self, line: dict[str, Any]) -> None:
         """Wait until the evaluation after this one is wanted; the other workers wait at their next collective."""
         if self.rank == 0:
-            ray.get(self.board.passed.remote(line["step"] // self.job.steps_per_epoch, line["last"]))
+            evaluation = line["step"] // self.job.steps_per_epoch
+            ray.get(self.board.passed.remote(self.job.folder, evaluation, line["last"]))
             self.watch.lap()
 
     def _show(self, progress: Progress, line: dict[str, Any]) -> None:
-        if self.rank == 0:
+        if self.rank == 0 and time.monotonic() - self.shown > _SHOW_SECONDS:
+            self.shown = time.monotonic()
             pulse = Pulse(
                 stage=self.job.stage.value,
                 step=line["step"],
@@ -223,6 +228,7 @@ class Stage:
             seed=derive_seed(job.config.seed, job.stage, "order"),
             rank=self.rank,
             world=self.world,
+            most_shared=job.most_shared,
         )
         if self.progress.step >= job.total_steps or self.progress.stopped_early:
             return Ahead(iter(()))

@@ -10,11 +10,14 @@ import torch
 from rayrec.config import Config
 from rayrec.data.prompts import resolve_answers
 from rayrec.data.tokenise import load_tokenizer
+from rayrec.models.backbone import merge_lora
 from rayrec.models.checkpoints import local_backbone
 from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build, calibrate_mapper
 from rayrec.stages import Part
 from rayrec.training.job import DataFacts, StageJob, derive_seed
 from rayrec.training.parts import load_part
+
+_log = logging.getLogger(__name__)
 
 
 def model_shape(config: Config, facts: DataFacts, *, with_backbone: bool) -> ModelShape:
@@ -40,6 +43,8 @@ def stage_model(job: StageJob) -> SASRecLLM:
         load_part(folder, part, model)
     if Part.MAPPER in job.parts and Part.MAPPER not in job.origins:
         calibrate_mapper(model)
+    if job.config.fast.merge_lora and model.backbone and Part.LORA in job.origins and Part.LORA not in job.trains:
+        merge_lora(model.backbone)
     return model
 
 
@@ -61,11 +66,23 @@ def scoring_model(job: ScoringJob) -> SASRecLLM:
     model = build(job.config, shape, parts=job.parts.keys(), with_backbone=job.uses_backbone)
     for part, folder in sorted(job.parts.items()):
         load_part(folder, part, model)
+    if job.config.fast.merge_lora and model.backbone and Part.LORA in job.parts:
+        merge_lora(model.backbone)
     if job.uses_backbone:
         for parameter in model.parameters():  # as the engine casts them; buffers stay fp32
             parameter.data = parameter.data.to(DTYPES[job.config.engine.precision])
     model.set_mode(())
     return model
+
+
+def warn_of_slow_bf16(config: Config) -> None:
+    """One line where this CPU has no instructions for bf16: products then take several times as long as in fp32."""
+    on_cpu = config.engine.precision == "bf16" and not config.cluster.gpus_per_worker
+    if on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        _log.warning(
+            "engine.precision: bf16, but this CPU has no instructions for it and takes several times as long as in"
+            " fp32; --set engine.precision=fp32 is the mend, with a name of its own"
+        )
 
 
 def quiet_libraries() -> None:

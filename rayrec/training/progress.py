@@ -52,7 +52,7 @@ class Board:
         """Tell of a stage's end; a second time, after a restart of the workers, changes nothing."""
         self._ended.setdefault(stage, line)
 
-    def passed(self, evaluation: int, last: bool) -> None:
+    def passed(self, folder: str, evaluation: int, last: bool) -> None:
         """A ``Gate`` would wait here."""
 
     def read(self) -> News:
@@ -61,11 +61,11 @@ class Board:
 
 @ray.remote(num_cpus=0)
 class Gate:
-    """A board that holds the training after each evaluation until the next one is allowed."""
+    """A board that holds trainings after each evaluation until their next one is allowed; one for a whole search."""
 
     def __init__(self) -> None:
-        self._allowed: float = 0
-        self._reached = 0
+        self._allowed: dict[str, float] = {}
+        self._reached: dict[str, int] = {}
         self._changed = asyncio.Condition()
 
     async def show(self, pulse: Pulse) -> None:
@@ -74,21 +74,23 @@ class Gate:
     async def end(self, stage: str, line: str) -> None:
         """Nobody looks."""
 
-    async def passed(self, evaluation: int, last: bool) -> None:
-        """Called behind an evaluation that is on record; returns when the training may go on."""
-        self._reached = max(self._reached, evaluation)
+    async def passed(self, folder: str, evaluation: int, last: bool) -> None:
+        """Called behind an evaluation that is on record; returns when the training in ``folder`` may go on."""
         async with self._changed:
-            await self._changed.wait_for(lambda: last or self._allowed > evaluation)
+            self._reached[folder] = max(self._reached.get(folder, 0), evaluation)
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: last or self._allowed.get(folder, 0) > evaluation)
 
-    async def allow(self, evaluation: float) -> None:
-        """Let the training go on up to the evaluation of this number."""
+    async def allow(self, folder: str, evaluation: float) -> None:
+        """Let the training in ``folder`` go on up to the evaluation of this number."""
         async with self._changed:
-            self._allowed = max(self._allowed, evaluation)
+            self._allowed[folder] = max(self._allowed.get(folder, 0), evaluation)
             self._changed.notify_all()
 
-    async def reached(self) -> int:
-        """Number of the last evaluation on record."""
-        return self._reached
+    async def until(self, folder: str, evaluation: int) -> None:
+        """Returns when the evaluation of this number is on record."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._reached.get(folder, 0) >= evaluation)
 
 
 @contextmanager

@@ -129,6 +129,12 @@ def rows(whole: Batch, index: Tensor) -> Batch:
 # ------------------------------------------------------------------------------------------------ the engine's process
 
 
+def load(folder: Path, case: str) -> dict[str, Any]:
+    """What ``run_group`` kept of a case: tensors, numbers and names."""
+    kept: dict[str, Any] = torch.load(folder / f"{case}.pt", weights_only=True)
+    return kept
+
+
 def run_group(rank: int, world: int, folder: Path) -> None:
     """One process of a group: every case in turn; rank 0 keeps what each gave."""
     warnings.filterwarnings("ignore")
@@ -137,7 +143,7 @@ def run_group(rank: int, world: int, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "DS_ACCELERATOR": "cpu"}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
     for case in cases(world):
-        given = torch.load(folder / f"{case.start}.pt")["cut"] if case.start else None
+        given = load(folder, case.start)["cut"] if case.start else None
         result = train(case, given, rank, world, folder)
         if rank == 0:
             torch.save(result, folder / f"{case.name}.pt")
@@ -241,7 +247,7 @@ def test_the_plain_loop_is_clipped_and_learns(plain: dict[str, Any]) -> None:
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("zero", ZERO)
 def test_equals_a_plain_loop(zero: int, world: int, folder: Path, plain: dict[str, Any]) -> None:
-    ours = torch.load(folder / f"{name(zero, 'fp32', world)}.pt")
+    ours = load(folder, name(zero, "fp32", world))
     assert ours["losses"] == pytest.approx(plain["losses"], abs=1e-5)
     if zero:  # without it, DeepSpeed clips and does not tell the norm
         assert ours["norms"] == pytest.approx(plain["norms"], rel=1e-4)
@@ -252,7 +258,7 @@ def test_equals_a_plain_loop(zero: int, world: int, folder: Path, plain: dict[st
 
 @pytest.mark.parametrize("zero", ZERO)
 def test_one_worker_equals_two(zero: int, folder: Path) -> None:
-    one, two = (torch.load(folder / f"{name(zero, 'fp32', world)}.pt") for world in (1, 2))
+    one, two = (load(folder, name(zero, "fp32", world)) for world in (1, 2))
     assert one["losses"] == pytest.approx(two["losses"], abs=1e-4)
 
 
@@ -260,7 +266,7 @@ def test_one_worker_equals_two(zero: int, folder: Path) -> None:
 @pytest.mark.parametrize("zero", ZERO)
 def test_goes_on_bit_for_bit(zero: int, precision: str, folder: Path) -> None:
     whole = name(zero, precision, 2)
-    expected, ours = torch.load(folder / f"{whole}.pt"), torch.load(folder / f"{name(zero, precision, 2, whole)}.pt")
+    expected, ours = load(folder, whole), load(folder, name(zero, precision, 2, whole))
     for key in ("losses", "norms", "rates"):
         assert ours[key] == expected[key][CUT:]
     assert set(ours["end"]) == set(expected["end"])
@@ -276,7 +282,7 @@ ELSEWHERE = [c for world in (1, 2) for c in cases(world) if c.start and c.precis
 @pytest.mark.parametrize("case", ELSEWHERE, ids=lambda case: case.name)
 def test_goes_on_elsewhere(case: Case, folder: Path) -> None:
     """Another ZeRO stage, another number of workers, both."""
-    expected, ours = torch.load(folder / f"{case.start}.pt"), torch.load(folder / f"{case.name}.pt")
+    expected, ours = load(folder, case.start), load(folder, case.name)
     assert ours["losses"] == pytest.approx(expected["losses"][CUT:], abs=1e-5)
     assert furthest(ours["end"], expected["end"], expected["end"]) < 1e-5
 
@@ -285,7 +291,7 @@ def test_goes_on_elsewhere(case: Case, folder: Path) -> None:
     "case", [case for case in cases(2) if case.name.startswith("only-")], ids=lambda case: case.name
 )
 def test_only_what_a_stage_trains_changes(case: Case, folder: Path) -> None:
-    ours = torch.load(folder / f"{case.name}.pt")
+    ours = load(folder, case.name)
     built = model(folder)
     own = {id(p) for part in case.trains for p in built.parts()[part].values()}
     trained = {key for key, parameter in built.named_parameters() if id(parameter) in own}
@@ -302,7 +308,7 @@ def test_learning_rate_by_hand() -> None:
 
 
 def test_the_engine_follows_the_schedule(folder: Path) -> None:
-    ours = torch.load(folder / f"{name(2, 'fp32', 2)}.pt")
+    ours = load(folder, name(2, "fp32", 2))
     assert ours["rates"] == [learning_rate(step, STEPS, 0.2, 1e-3) for step in range(STEPS)]
 
 

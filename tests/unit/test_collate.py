@@ -1,5 +1,6 @@
 """Rows by id and their tensors, each against a reference that is slow and obvious."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 
 from rayrec.batch import Batch
 from rayrec.data import columns as c
-from rayrec.data.collate import collate
+from rayrec.data.collate import Cut, collate
 from rayrec.data.rows import HISTORY, OpenRows, RowSource
 from rayrec.stages import Stream
 
 HISTORIES = [[5, 6, 7], [], [8], [1, 2, 3, 4]]
 TOKENS = [[11, 12, 13, 14], [21, 22], [31, 32, 33], [41, 42, 43, 44, 45, 46]]
+SHARED = pa.array([1, 2, 3, 4])
 PLACES = [(1, 3), (0, 2), (2, 2), (0, 6)]  # in front, at the end, both at once
 
 
@@ -35,14 +37,33 @@ def table(**more: Any) -> pa.Table:
 
 def hybrid() -> pa.Table:
     user_at, item_at = (pa.array(places, pa.int32()) for places in zip(*PLACES, strict=True))
-    return table(**{c.HYBRID_TOKENS: lists(TOKENS), c.USER_AT: user_at, c.ITEM_AT: item_at})
+    return table(
+        **{
+            c.SHARED: SHARED,
+            c.HYBRID_TOKENS: lists(TOKENS),
+            c.USER_AT: user_at,
+            c.TITLE_AT: user_at,
+            c.ITEM_AT: item_at,
+        }
+    )
+
+
+def text() -> pa.Table:
+    return table(
+        **{c.SHARED: SHARED, c.TEXT_TOKENS: lists(TOKENS), c.TEXT_TITLE_AT: pa.array([1, 1, 2, 5], pa.int32())}
+    )
+
+
+def whole(of: pa.Table, soft_tokens: int = 1) -> Batch:
+    """With prompts in one piece."""
+    return collate(of, soft_tokens, Cut.NOWHERE)
 
 
 # Padding
 
 
 def test_histories_are_padded_on_the_left() -> None:
-    batch = collate(table(), 1)
+    batch = whole(table())
     assert batch.history_BL.tolist() == [[0, 5, 6, 7], [0, 0, 0, 0], [0, 0, 0, 8], [1, 2, 3, 4]]
     assert batch.item_B.tolist() == [9, 8, 7, 6]
     assert batch.label_B.tolist() == [1.0, 0.0, 0.0, 1.0]
@@ -55,11 +76,11 @@ def test_histories_are_padded_on_the_left() -> None:
 
 
 def test_a_batch_of_empty_histories_keeps_one_place() -> None:
-    assert collate(table().slice(1, 1), 1).history_BL.tolist() == [[0]]
+    assert whole(table().slice(1, 1)).history_BL.tolist() == [[0]]
 
 
 def test_text_prompts_are_padded_on_the_right() -> None:
-    prompt = collate(table(**{c.TEXT_TOKENS: lists(TOKENS)}), 1).prompt
+    prompt = whole(text()).prompt
     assert prompt is not None and prompt.soft_at_B2K is None
     assert prompt.length_B.tolist() == [4, 2, 3, 6]
     assert prompt.tokens_BT.tolist() == [row + [0] * (6 - len(row)) for row in TOKENS]
@@ -67,17 +88,17 @@ def test_text_prompts_are_padded_on_the_right() -> None:
 
 def test_a_slice_is_a_batch_of_its_own() -> None:
     """Micro-batches are slices of a fetched table, whose lists do not begin at offset 0."""
-    part = collate(hybrid().slice(2, 2), 2)
-    alone = collate(pa.Table.from_pylist(hybrid().slice(2, 2).to_pylist(), schema=hybrid().schema), 2)
+    part = whole(hybrid().slice(2, 2), 2)
+    alone = whole(pa.Table.from_pylist(hybrid().slice(2, 2).to_pylist(), schema=hybrid().schema), 2)
     assert part.history_BL.tolist() == alone.history_BL.tolist() == [[0, 0, 0, 8], [1, 2, 3, 4]]
     assert part.prompt.tokens_BT.tolist() == alone.prompt.tokens_BT.tolist()
     assert part.prompt.soft_at_B2K.tolist() == alone.prompt.soft_at_B2K.tolist()
 
 
 def test_chunks_make_no_difference() -> None:
-    whole, chunked = collate(hybrid(), 3), collate(pa.concat_tables([hybrid().slice(0, 1), hybrid().slice(1)]), 3)
-    assert whole.history_BL.tolist() == chunked.history_BL.tolist()
-    assert whole.prompt.tokens_BT.tolist() == chunked.prompt.tokens_BT.tolist()
+    one, chunked = whole(hybrid(), 3), whole(pa.concat_tables([hybrid().slice(0, 1), hybrid().slice(1)]), 3)
+    assert one.history_BL.tolist() == chunked.history_BL.tolist()
+    assert one.prompt.tokens_BT.tolist() == chunked.prompt.tokens_BT.tolist()
 
 
 # Soft tokens
@@ -85,7 +106,7 @@ def test_chunks_make_no_difference() -> None:
 
 @pytest.mark.parametrize("soft", [1, 3])
 def test_places_of_soft_tokens(soft: int) -> None:
-    prompt = collate(hybrid(), soft).prompt
+    prompt = whole(hybrid(), soft).prompt
     width = max(map(len, TOKENS)) + 2 * soft
     for row, (tokens, (user_at, item_at)) in enumerate(zip(TOKENS, PLACES, strict=True)):
         user, item = [-1] * soft, [-2] * soft
@@ -100,14 +121,14 @@ def test_places_of_soft_tokens(soft: int) -> None:
 
 
 def test_cells_and_what_fills_them() -> None:
-    assert (collate(table(), 1).cells, collate(table(), 1).filled) == (16, 8)
-    batch = collate(hybrid(), 3)
+    assert (whole(table()).cells, whole(table()).filled) == (16, 8)
+    batch = whole(hybrid(), 3)
     assert (batch.cells, batch.filled) == (4 * 12, 15 + 4 * 6)
     assert batch.rows == 4
 
 
 def test_a_batch_moves_whole() -> None:
-    for made in (collate(table(), 1), collate(table(**{c.TEXT_TOKENS: lists(TOKENS)}), 1), collate(hybrid(), 1)):
+    for made in (whole(table()), whole(text()), whole(hybrid(), 1)):
         moved = made.to(torch.device("meta"))
         tensors = [moved.history_BL, moved.item_B, moved.label_B]
         if moved.prompt:
@@ -146,6 +167,8 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list
             c.HYBRID_TOKENS: rng.integers(0, 99, 5 + i % 7).tolist(),
             c.USER_AT: i % 3,
             c.ITEM_AT: 4,
+            c.TITLE_AT: 3,
+            c.TEXT_TITLE_AT: i % 2,
         }
         for i in range(len(rows))
     ]
@@ -185,16 +208,25 @@ def test_a_history_is_the_newest_of_what_was_liked_before(prepared: Any, max_len
     ("stream", "names"),
     [
         (Stream.INTERACTIONS, []),
-        (Stream.TEXT_PROMPTS, [c.TEXT_TOKENS]),
-        (Stream.HYBRID_PROMPTS, [c.HYBRID_TOKENS, c.USER_AT, c.ITEM_AT]),
+        (Stream.TEXT_PROMPTS, [c.SHARED, c.TEXT_TOKENS, c.TEXT_TITLE_AT]),
+        (Stream.HYBRID_PROMPTS, [c.SHARED, c.HYBRID_TOKENS, c.USER_AT, c.TITLE_AT, c.ITEM_AT]),
     ],
 )
 def test_a_stream_fetches_what_it_reads(prepared: Any, stream: Stream, names: list[str]) -> None:
     found = opened(prepared, stream).fetch(IDS)
     assert found.column_names == [c.ROW, c.ITEM_ID, c.LABEL, HISTORY, *names]
-    for name in names:
+    for name in set(names) - {c.SHARED}:
         assert found[name].to_pylist() == [prepared[1][i][name] for i in IDS]
-    assert collate(found, 1).rows == len(IDS)
+    assert whole(found).rows == len(IDS)
+
+
+def test_rows_of_one_history_and_no_others_share_a_number(prepared: Any) -> None:
+    rows = prepared[1]
+    numbers = opened(prepared, Stream.TEXT_PROMPTS).shared
+    keys = [(row[c.USER_ID], row[c.SEEN]) for row in rows]
+    assert len(set(keys)) < len(keys)
+    for i, j in itertools.combinations(range(len(rows)), 2):
+        assert (numbers[i] == numbers[j]) == (keys[i] == keys[j])
 
 
 def test_lengths_are_those_of_what_is_read(prepared: Any) -> None:

@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import groupby, pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from rayrec.config import Config
 from rayrec.data.plan import Plan, sample_rows, scoring_batches, worker_slice
 from rayrec.training import evaluate
 
@@ -101,6 +102,47 @@ def test_workers_share_the_same_global_batch(world: int) -> None:
         assert sorted(np.concatenate(shares)) == sorted(order.step(step))
 
 
+# Sharing
+
+
+SHARED = np.random.default_rng(2).integers(0, 300, 1000)
+
+
+def sharing(most: int) -> Plan:
+    return Plan(lengths(1000), 16, 62, 3, SHARED, most)
+
+
+def runs(batches: np.ndarray) -> list[int]:
+    """Rows of one number that stand side by side in a batch."""
+    return [sum(1 for _ in run) for batch in batches for _, run in groupby(SHARED[batch])]
+
+
+def test_rows_that_share_are_drawn_together_but_not_too_many() -> None:
+    alone, four = runs(sharing(1).epoch(0)), runs(sharing(4).epoch(0))
+    assert max(four) >= 4 and len(four) < 0.5 * len(alone)
+    assert np.mean(sharing(2).epoch(0) != sharing(4).epoch(0)) > 0.9
+    whole = sharing(2).epoch(0)
+    assert sorted(Counter(runs(whole)))[:2] == [1, 2] and np.mean([run > 2 for run in runs(whole)]) < 0.1
+
+
+def test_sharing_leaves_no_row_out_and_takes_none_twice() -> None:
+    drawn = np.concatenate([sharing(4).step(step) for step in range(62 * 3)])
+    counts = Counter(drawn.tolist())
+    assert set(counts) == set(range(1000)) and max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_with_one_the_order_is_the_plain_one() -> None:
+    assert np.array_equal(sharing(1).epoch(0), Plan(lengths(1000), 16, 62, 3).epoch(0))
+
+
+def test_scoring_keeps_what_shares_together() -> None:
+    rows = np.random.default_rng(0).permutation(1000)[:600]
+    batches = scoring_batches(rows, lengths(1000), 16, SHARED)
+    assert sorted(np.concatenate(batches)) == sorted(rows)
+    flat = np.concatenate(batches)
+    assert sum(1 for _ in groupby(SHARED[flat])) == len(np.unique(SHARED[rows]))
+
+
 # Padding
 
 
@@ -146,6 +188,7 @@ class Rows:
     """A split that the validator can read."""
 
     lengths, user_ids = lengths(400), USERS
+    shared = np.arange(400) // 3
     labels = np.random.default_rng(4).integers(0, 2, 400)
 
     def frame(self, ids: np.ndarray) -> pa.Table:
@@ -192,7 +235,7 @@ def test_scores_do_not_depend_on_the_number_of_workers(batch: int, monkeypatch: 
         group = Group(world)
         monkeypatch.setattr(evaluate, "dist", group)
         validator = evaluate.Validator.sample(
-            Rows(), users=None, rows_per_user=None, seed=0, batch=batch, soft_tokens=1
+            Rows(), users=None, rows_per_user=None, seed=0, batch=batch, config=Config()
         )
         found += group.run(lambda validator=validator: validator.evaluate(model, None))
     assert len(found) == 7 and all(metrics == found[0] for metrics in found)

@@ -1,0 +1,51 @@
+"""Re-ranking: many candidates for one user cost one prefix, since all that stands left of a title is the same."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from rayrec.config import Config
+from rayrec.data import columns as c
+from rayrec.data.collate import Cut, collate
+from rayrec.data.prompts import PromptEncoder
+from rayrec.data.rows import HISTORY
+from rayrec.models.sasrecllm import SASRecLLM
+
+
+@torch.no_grad()
+def score_candidates(
+    model: SASRecLLM, prompts: PromptEncoder, config: Config, history: Sequence[int], candidates: Sequence[int]
+) -> NDArray[np.float64]:
+    """Probability of "like" for each candidate item, shape (candidates,), in one forward pass behind the prefix.
+
+    ``history`` is the user's liked items, oldest first; the prompt shows the newest ``data.history`` of them and the
+    encoder reads as many as it can. Memory grows with the candidates: a prefix's keys and values for each.
+    """
+    assert model.encoder is not None
+    model.set_mode(())
+    table = candidate_table(prompts, history, candidates, shown=config.data.history, read=model.encoder.max_len)
+    device = next(model.parameters()).device
+    logit = model(collate(table, config.mapper.tokens, Cut.TITLE).to(device))
+    return torch.sigmoid(logit.double()).cpu().numpy()
+
+
+def candidate_table(
+    prompts: PromptEncoder, history: Sequence[int], items: Sequence[int], *, shown: int, read: int
+) -> pa.Table:
+    """The candidates as rows of one user, with what ``collate`` reads."""
+    encoded = [prompts.encode(history[-shown:], item) for item in items]
+    return pa.table(
+        {
+            c.ITEM_ID: pa.array(items, pa.int32()),
+            c.LABEL: pa.array(np.zeros(len(items)), pa.int8()),  # unknown, and not read
+            HISTORY: pa.array([list(history[-read:])] * len(items), pa.list_(pa.int32())),
+            c.SHARED: pa.array(np.zeros(len(items)), pa.int64()),
+            c.HYBRID_TOKENS: pa.array([e.hybrid for e in encoded], pa.list_(pa.int32())),
+            c.USER_AT: pa.array([e.user_at for e in encoded], pa.int32()),
+            c.TITLE_AT: pa.array([e.title_at for e in encoded], pa.int32()),
+            c.ITEM_AT: pa.array([e.item_at for e in encoded], pa.int32()),
+        }
+    )

@@ -1,0 +1,186 @@
+"""Prompts that share their prefix against the same prompts each in one piece: values and gradients are the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rayrec.batch import Batch, Prompt, SplitPrompt
+from rayrec.config import Config
+from rayrec.data import columns as c
+from rayrec.data.collate import Cut, collate
+from rayrec.data.prompts import resolve_answers
+from rayrec.data.rows import HISTORY
+from rayrec.data.tokenise import load_tokenizer
+from rayrec.models.backbone import merge_lora
+from rayrec.models.packing import pack
+from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build
+from rayrec.stages import Part
+
+# Rows 0, 2 and 5 share a history, and so do 1 and 4; 3 is alone. None of them is long or short throughout.
+GROUPS = [7, 3, 7, 5, 3, 7]
+HISTORIES = {7: [1, 2, 3], 3: [4], 5: [5, 6]}
+STARTS = {7: [*range(40, 52)], 3: [60, 61, 62], 5: [*range(70, 77)]}
+ENDS = [[80, 81], [82, 83, 84, 85, 86], [87], [88, 89, 90], [91, 92, 93], [94, 95, 96, 97]]
+SOFT = 2
+
+
+def table(*, hybrid: bool) -> pa.Table:
+    columns: dict[str, Any] = {
+        c.ITEM_ID: [9, 8, 7, 6, 5, 4],
+        c.LABEL: [1, 0, 0, 1, 1, 0],
+        HISTORY: pa.array([HISTORIES[group] for group in GROUPS], pa.list_(pa.int32())),
+        c.SHARED: GROUPS,
+    }
+    tokens = pa.array([STARTS[g] + end for g, end in zip(GROUPS, ENDS, strict=True)], pa.list_(pa.int32()))
+    cut = [len(STARTS[group]) for group in GROUPS]
+    if hybrid:
+        user_at = [at - at // 3 for at in cut]
+        item_at = [at + len(end) // 2 for at, end in zip(cut, ENDS, strict=True)]
+        return pa.table(columns | {c.HYBRID_TOKENS: tokens, c.USER_AT: user_at, c.TITLE_AT: cut, c.ITEM_AT: item_at})
+    return pa.table(columns | {c.TEXT_TOKENS: tokens, c.TEXT_TITLE_AT: cut})
+
+
+@pytest.fixture
+def model(tiny: Path) -> SASRecLLM:
+    answers = resolve_answers(load_tokenizer(tiny))
+    torch.manual_seed(0)
+    settings = {"encoder": {"width": 16, "max_len": 8, "dropout": 0}, "mapper": {"tokens": SOFT}}
+    settings |= {"engine": {"precision": "fp32"}, "lora": {"dropout": 0}, "cluster": {"workers": 1}}
+    shape = ModelShape(items=20, max_len=8, backbone=tiny, answers=(answers.yes, answers.no))
+    made = build(Config.model_validate(settings), shape, parts=frozenset(Part), with_backbone=True)
+    for parameter in made.parts()[Part.LORA].values():
+        nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+def pair(*, hybrid: bool, cut: Cut = Cut.LEARNING) -> tuple[Batch, Batch]:
+    """The same rows whole and split."""
+    rows = table(hybrid=hybrid)
+    return collate(rows, SOFT, Cut.NOWHERE), collate(rows, SOFT, cut)
+
+
+def learned(model: SASRecLLM, batch: Batch) -> dict[str, Tensor]:
+    """Logits, and the gradient of a loss that weighs every row."""
+    model.zero_grad()
+    logit = model(batch)
+    (logit * torch.linspace(-1, 2, batch.rows)).square().sum().backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {"logit": logit.detach()} | grads
+
+
+# Tensors
+
+
+@pytest.mark.parametrize("cut", [Cut.LEARNING, Cut.TITLE])
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_prefix_and_suffix_make_up_the_prompt(hybrid: bool, cut: Cut) -> None:
+    whole, split = (batch.prompt for batch in pair(hybrid=hybrid, cut=cut))
+    assert isinstance(whole, Prompt) and isinstance(split, SplitPrompt)
+    assert len(split.prefix_UP) == 3 and (split.suffix_length_B > 0).all()
+    for row in range(len(GROUPS)):
+        of = split.prefix_of_B[row]
+        start, end = split.prefix_length_U[of], split.suffix_length_B[row]
+        tokens = [*split.prefix_UP[of, :start].tolist(), *split.suffix_BS[row, :end].tolist()]
+        assert tokens == whole.tokens_BT[row, : whole.length_B[row]].tolist()
+        assert not split.prefix_UP[of, start:].any() and not split.suffix_BS[row, end:].any()
+        if hybrid:
+            assert torch.equal(split.soft_at_B2K[row] + start, whole.soft_at_B2K[row])
+            assert (split.soft_at_B2K[row].min() == 0) == (cut is Cut.LEARNING)  # what learns is not shared
+
+
+def test_cells_count_a_prefix_once() -> None:
+    batch = pair(hybrid=False)[1]
+    assert batch.cells == 3 * 12 + 6 * 5
+    assert batch.filled == sum(map(len, STARTS.values())) + sum(map(len, ENDS))
+
+
+def test_a_suffix_sees_its_prefix_and_itself_at_its_own_positions() -> None:
+    prompt = pair(hybrid=False)[1].prompt
+    assert isinstance(prompt, SplitPrompt)
+    packed = pack(prompt)
+    mask = packed.mask()[:, 0]
+    for row in range(len(GROUPS)):
+        of, start = int(prompt.prefix_of_B[row]), int(packed.start_B[row])
+        prefix, length = int(prompt.prefix_length_U[of]), int(prompt.suffix_length_B[row])
+        assert packed.position_UT[of, start : start + length].tolist() == list(range(prefix, prefix + length))
+        for place in range(length):
+            seen = mask[of, start + place].nonzero().flatten().tolist()
+            assert seen == [*range(prefix), *range(start, start + place + 1)]
+    assert not packed.is_plain and mask.any(-1).all()
+
+
+# Models
+
+
+@pytest.mark.parametrize(
+    ("trained", "hybrid"),
+    [
+        ({Part.LORA}, False),
+        ({Part.ENCODER, Part.MAPPER}, True),
+        ({Part.MAPPER}, True),
+        ({Part.ENCODER, Part.MAPPER, Part.LORA}, True),
+    ],
+    ids=["lora", "hybrid", "mapper", "joint"],
+)
+def test_values_and_gradients_are_those_of_whole_prompts(trained: set[Part], hybrid: bool, model: SASRecLLM) -> None:
+    model.freeze_all_but(trained)
+    model.set_mode(trained)
+    whole, split = (learned(model, batch) for batch in pair(hybrid=hybrid))
+    assert whole.keys() == split.keys() and len(whole) > 2 and whole["logit"].abs().max() > 1e-3
+    for name, value in whole.items():
+        torch.testing.assert_close(split[name], value, atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("cut", [Cut.LEARNING, Cut.TITLE])
+@pytest.mark.parametrize("hybrid", [False, True])
+@torch.no_grad()
+def test_scores_are_those_of_whole_prompts(hybrid: bool, cut: Cut, model: SASRecLLM) -> None:
+    model.set_mode(())
+    whole, split = (model(batch) for batch in pair(hybrid=hybrid, cut=cut))
+    torch.testing.assert_close(split, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_left_of_the_soft_tokens_keeps_a_gradient(model: SASRecLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder is called twice, and only the second call is recorded for the backward pass."""
+    model.freeze_all_but({Part.MAPPER})
+    model.set_mode({Part.MAPPER})
+    assert model.backbone is not None
+    calls, decode = [], model.backbone.decoder.forward
+
+    def forward(**options: Any) -> Any:
+        found = decode(**options)
+        calls.append((options["inputs_embeds"].shape[:2], found.last_hidden_state.requires_grad))
+        return found
+
+    monkeypatch.setattr(model.backbone.decoder, "forward", forward)
+    model(pair(hybrid=True)[1])
+    assert calls == [((3, 8), False), ((6, 8 + 2 * SOFT), True)]
+
+
+def test_layers_that_compute_again_give_the_same(model: SASRecLLM) -> None:
+    """Under gradient checkpointing no keys are kept, and the prefix goes along."""
+    model.freeze_all_but({Part.MAPPER})
+    model.set_mode({Part.MAPPER})
+    whole, split = pair(hybrid=True)
+    expected = learned(model, whole)
+    assert model.backbone is not None
+    model.backbone.decoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    model.backbone.recomputes = True
+    for name, value in learned(model, split).items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_a_merged_lora_gives_the_same(model: SASRecLLM) -> None:
+    model.freeze_all_but({Part.MAPPER})
+    model.set_mode({Part.MAPPER})
+    _, split = pair(hybrid=True)
+    expected = learned(model, split)
+    assert model.backbone is not None
+    merge_lora(model.backbone)
+    assert Part.LORA not in model.parts() and not any("lora" in name for name, _ in model.named_modules())
+    for name, value in learned(model, split).items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5, msg=name)
