@@ -13,6 +13,8 @@ from typing import IO, NamedTuple
 UNPACK_LIMIT = 20 * 1000**3  # bytes; a small archive that unpacks to more is taken for a zip bomb
 
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+_ENCRYPTED = 1  # bit of a zip member's flags
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError)
 
 
@@ -63,8 +65,6 @@ def unpack(archive: Path, folder: Path, *, only: str | None = None) -> None:
             found = True
     except _DAMAGE as error:
         raise ArchiveError(f"the archive is damaged or cut short ({error}); get it again") from None
-    except (NotImplementedError, RuntimeError) as error:  # zipfile's: an unknown compression, a password
-        raise ArchiveError(f"the archive cannot be unpacked: {error}") from None
     if not found:
         raise ArchiveError(f"holds no {only!r}" if only else "the archive is empty")
 
@@ -98,4 +98,11 @@ def _members(archive: Path) -> Iterator[_Member]:
         for entry in zipped.infolist():
             if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise ArchiveError(f"unsafe archive: member {entry.filename!r} is a link or a device; get it elsewhere")
+            if entry.flag_bits & _ENCRYPTED:
+                raise ArchiveError(f"member {entry.filename!r} needs a password; get the archive without one")
+            if entry.compress_type not in _COMPRESSIONS:
+                raise ArchiveError(
+                    f"member {entry.filename!r} is packed in a way that is not known here (method"
+                    f" {entry.compress_type}); get the archive packed anew"
+                )
             yield _Member(entry.filename, entry.is_dir(), partial(zipped.open, entry))

@@ -19,6 +19,7 @@ from rayrec.data.columns import ITEM_ID, RATING, RAW_ITEM_SCHEMA, RAW_SCHEMA, TI
 from rayrec.data.scan import Lines, Source, open_source, require_columns, require_file
 from rayrec.errors import InputError
 
+_EXACT = 2**53  # up to here float64 holds every whole number
 _YEAR_2100 = 4_102_444_800  # seconds; what is later is milliseconds
 _NULLS = pa.array(["", "na", "n/a", "nan", "none", "null"])  # of a number; an id may well be called "NA"
 _TITLES = ("movie_title", "title")  # of RecBole's atomic files
@@ -239,10 +240,17 @@ def _numbers(column: pa.ChunkedArray, place: _Place) -> pa.ChunkedArray:
         except pa.ArrowInvalid:
             place.refuse(pa.array([not _is_number(text) for text in column.to_pylist()]), column, "is not a number")
             raise
-    try:
-        numbers = column.cast(pa.float64())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise InputError(f"{place.source.path}: column {place.column!r} holds {column.type}, not numbers") from None
+    kind = column.type
+    if pa.types.is_integer(kind):
+        inexact = pc.or_(
+            pc.greater(column, _EXACT), pc.less(column, -_EXACT if pa.types.is_signed_integer(kind) else 0)
+        )
+        place.refuse(inexact, column, "is too large to be held exactly; give times in seconds since 1970")
+    elif not (
+        pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind) or kind == pa.null()
+    ):
+        raise InputError(f"{place.source.path}: column {place.column!r} holds {kind}, not numbers")
+    numbers = column.cast(pa.float64())
     return pc.if_else(pc.is_nan(numbers), None, numbers)
 
 
