@@ -16,6 +16,7 @@ from typing import Any
 
 from rayrec import storage
 from rayrec.config import STORE, Config, fingerprint
+from rayrec.data.prepare import MANIFEST
 from rayrec.data.tokenise import FOLDER as PROMPTS
 from rayrec.data.tokenise import MARK
 from rayrec.errors import InputError
@@ -35,7 +36,7 @@ class Prepared:
 
     @property
     def is_complete(self) -> bool:
-        return storage.exists(storage.join(self.folder, "manifest.json"))
+        return storage.exists(storage.join(self.folder, MANIFEST))
 
     @property
     def has_prompts(self) -> bool:
@@ -44,7 +45,7 @@ class Prepared:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """Raises ``InputError`` where nothing is prepared yet."""
-        path = storage.join(self.folder, "manifest.json")
+        path = storage.join(self.folder, MANIFEST)
         if not storage.exists(path):
             raise InputError(f"{path}: the data is not prepared yet; run jobs/prepare.py with this configuration first")
         manifest: dict[str, Any] = json.loads(storage.read_text(path))
@@ -118,7 +119,7 @@ def _content(job: StageJob, data: Prepared, parents: Mapping[str, str]) -> dict[
         "parents": dict(parents),
         "data": data.content(prompts=reads_text),
         "engine": dumped["engine"] | {"precision": job.precision},
-        "scoring_batch": config.evaluation.batch,
+        "scoring_batch": job.scoring_batch,
         "code": code_version(),
     }
     if Part.ENCODER in job.parts:
@@ -126,7 +127,7 @@ def _content(job: StageJob, data: Prepared, parents: Mapping[str, str]) -> dict[
     if Part.MAPPER in job.parts:
         content["mapper"] = dumped["mapper"]
     if reads_text:
-        content |= {"backbone": dumped["backbone"], "lora": dumped["lora"]}
+        content |= {"backbone": dumped["backbone"], "lora": dumped["lora"], "fast": dumped["fast"]}
     return content
 
 

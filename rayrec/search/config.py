@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from rayrec.config import STORE, Config, Section, fingerprint, identity
 from rayrec.errors import InputError
-from rayrec.search.space import Distribution, check_space, data_variants, grid, lineage
+from rayrec.search.space import Distribution, check_space, data_variants, grid
 from rayrec.settings import explain, load, override, read_tree, validate, with_values
 from rayrec.stages import StageName
 
@@ -192,6 +192,3 @@ def as_yaml(config: Config) -> str:
     """A configuration file: only what differs from the defaults."""
     tree = config.model_dump(mode="json", exclude_defaults=True)
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-
-
-__all__ = ["Budget", "Objective", "Search", "SearchConfig", "as_yaml", "lineage", "load_search", "longest"]

@@ -84,6 +84,12 @@ class Distribution(Section):
         """The configuration's value for what a sampler drew."""
         return self.choice[drawn] if self.choice is not None else drawn
 
+    def drawn(self, value: Any) -> Any:
+        """What a sampler draws for the configuration's value: the inverse of ``value``; None where it cannot."""
+        if self.choice is not None:
+            return self.choice.index(value) if value in self.choice else None
+        return value if isinstance(value, int | float) and self.inside(value) == value else None
+
     def inside(self, value: Any) -> Any:
         """``value``, or the nearest end of the range where it lies outside."""
         if self.choice is not None:
@@ -102,6 +108,14 @@ class Distribution(Section):
 
 
 Space = Mapping[str, Distribution]
+
+
+def value_at(config: Config, path: str) -> Any:
+    """The configuration's value at a dotted path; None where a mapping on the way has no such key."""
+    value: Any = config.model_dump(mode="json")
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def grid(space: Space) -> list[Values]:

@@ -8,26 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from ray import tune
 
 from rayrec import __version__, storage
-from rayrec.config import differences, fingerprint
-from rayrec.errors import InputError
+from rayrec.binding import SEARCH, bind, is_bound, package_versions
+from rayrec.config import fingerprint
 from rayrec.preparation import prepare_prompts, prepare_rows
 from rayrec.report import SearchReportData, write_search_report
-from rayrec.run import package_versions
-from rayrec.search.config import PopulationBased, Search, as_yaml, lineage
+from rayrec.search.config import PopulationBased, Search, as_yaml
 from rayrec.search.live import Following
 from rayrec.search.results import Results
 from rayrec.search.schedule import scheduler
-from rayrec.search.space import data_variants
+from rayrec.search.space import data_variants, lineage
 from rayrec.search.suggest import NUMBER, TRIAL, Suggester
 from rayrec.search.trial import Claims, Trial, TrialSetting, data_key
 from rayrec.stages import STAGES
 from rayrec.store import Prepared, store_folder
 from rayrec.training.cluster import capacity, connected
 from rayrec.training.model import quiet_libraries
+from rayrec.training.progress import Gate
 from rayrec.training.trackers import check_trackers, tune_callbacks
 
 # Of a trial's own process, which waits while its workers compute: no CPU, so that a cluster of exactly the workers'
@@ -35,6 +34,7 @@ from rayrec.training.trackers import check_trackers, tune_callbacks
 _TRIAL = {"memory": 256.0 * 2**20}
 _TRIES = 3  # of a trial whose process is lost
 SUMMARY = "search.json"
+_UNBOUND = {"name", "budget", "concurrent"}  # settings that may change under one name
 
 
 def run_search(search: Search) -> None:
@@ -43,7 +43,9 @@ def run_search(search: Search) -> None:
     check_trackers(search.base.trackers)
     folder = storage.join(storage.absolute(search.base.storage), search.config.name)
     print(f"rayrec {__version__}  search {search.config.name}: {search.stage}, {search.trials} trials  ->  {folder}")
-    _bind(search, folder)
+    storage.check_writable(folder)
+    if not is_bound(folder, SEARCH, search.identity):
+        bind(folder, SEARCH, search.identity, search.config.model_dump(mode="json", include=_UNBOUND))
     if _is_finished(search, folder):
         print("all trials are complete; nothing to do")
     else:
@@ -71,27 +73,9 @@ def _quieten() -> None:
         ("TUNE_DISABLE_SIGINT_HANDLER", "1"),  # an interrupt is the job's to handle
         ("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0"),
         ("RAY_AIR_NEW_OUTPUT", "0"),
+        ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1"),  # nothing waits for it: the gate tells of evaluations
     ):
         os.environ.setdefault(name, value)
-
-
-def _bind(search: Search, folder: str) -> None:
-    """Raises ``InputError`` where the name holds another search."""
-    storage.check_writable(folder)
-    path = storage.join(folder, "search.yaml")
-    if storage.exists(storage.join(folder, "config.yaml")):
-        raise InputError(f"{folder}: the name {search.config.name!r} already holds a run; choose another name")
-    if storage.exists(path):
-        held = yaml.safe_load(storage.read_text(path))
-        if held["fingerprint"] != search.fingerprint:
-            changed = "; ".join(differences(held["identity"], search.identity)[:5])
-            raise InputError(
-                f"{folder}: the name {search.config.name!r} already holds another search ({changed});"
-                " choose another name or delete the folder"
-            )
-        return
-    content = {"fingerprint": search.fingerprint, "versions": package_versions(), "identity": search.identity}
-    storage.write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def _is_finished(search: Search, folder: str) -> bool:
@@ -101,7 +85,8 @@ def _is_finished(search: Search, folder: str) -> bool:
 
 def _run_trials(search: Search, folder: str, concurrent: int) -> Results:
     store, records = store_folder(search.base), storage.join(folder, "tune")
-    setting = TrialSetting(search, store, _prepare(search, store), Claims.remote())  # type: ignore[attr-defined]
+    claims, gate = Claims.remote(), Gate.remote()  # type: ignore[attr-defined]
+    setting = TrialSetting(search, store, _prepare(search, store), claims, gate)
     results = Results(search, [])
     storage.delete(records)  # Tune's own, of a killed command; the trials tell again what they told
     hours = search.config.budget.hours

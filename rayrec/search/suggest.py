@@ -1,5 +1,8 @@
 """Which values come next, as a Ray Tune searcher whose suggestions follow from the seed and the results alone.
 
+The first trial of a sampler is the base configuration itself, so that a search never recommends less than one started
+with. (A grid is what its user wrote.)
+
 Nothing is saved: a resumed search asks and tells again in the same order, finished trials answering from the store.
 """
 
@@ -14,10 +17,11 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from rayrec.search.config import Search
-from rayrec.search.space import Values, grid
+from rayrec.search.space import Values, grid, value_at
 
 TRIAL, NUMBER, VALUES = "trial", "number", "values"  # {trial: {number, values}}: a trial as Tune knows it
 OBJECTIVE = "objective"  # of a trial's results: the best value so far
+_STARTUP = 5  # trials before TPE's first estimate; Optuna's ten would be nearly all of a small search
 
 
 class Suggester(Searcher):
@@ -67,7 +71,18 @@ def new_study(search: Search) -> optuna.Study:
     """An empty study with the search's sampler."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     seed = search.config.seed
-    sampler: BaseSampler = TPESampler(seed=seed) if search.config.algorithm == "tpe" else RandomSampler(seed=seed)
+    sampler: BaseSampler = RandomSampler(seed=seed)
+    if search.config.algorithm == "tpe":
+        sampler = TPESampler(seed=seed, n_startup_trials=_STARTUP)
     maximize = search.config.objective.mode == "max"
     direction = StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
-    return optuna.create_study(sampler=sampler, direction=direction)
+    study = optuna.create_study(sampler=sampler, direction=direction)
+    study.enqueue_trial(_of_base(search))
+    return study
+
+
+def _of_base(search: Search) -> Values:
+    """What a sampler would have drawn for the base configuration; a path whose value lies outside is left to it."""
+    values = {path: value_at(search.base, path) for path in search.config.space}
+    drawn = {path: distribution.drawn(values[path]) for path, distribution in search.config.space.items()}
+    return {path: value for path, value in drawn.items() if value is not None}

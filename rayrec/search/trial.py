@@ -22,17 +22,17 @@ from ray import tune
 from rayrec import storage
 from rayrec.config import fingerprint
 from rayrec.errors import DivergedError, InputError
-from rayrec.search.config import Search, lineage
+from rayrec.search.config import Search
 from rayrec.search.schedule import EVALUATION
+from rayrec.search.space import lineage
 from rayrec.search.suggest import OBJECTIVE, TRIAL, VALUES
 from rayrec.store import Prepared, stage_jobs
 from rayrec.training import checkpoint
 from rayrec.training.job import StageJob
 from rayrec.training.launch import StageError, train_stages
 from rayrec.training.parts import is_complete
-from rayrec.training.progress import Gate
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS, _BRIEF_SECONDS = 1.0, 0.1
 _CLAIM_SECONDS = 30.0  # a claim that is not renewed for so long belongs to a dead trial
 FAILURE = "failure.json"
 TOLD, STEP = "told.json", "step"  # of a saved trial
@@ -46,6 +46,7 @@ class TrialSetting:
     store: str
     data: Mapping[str, str]  # key of ``data_key`` -> folder of prepared data
     claims: Any
+    gate: Any
 
 
 def data_key(search: Search, values: Mapping[str, Any]) -> str:
@@ -77,15 +78,15 @@ class Claims:
 class Training:
     """``train_stages`` in a thread, held at a gate after each evaluation until the next is wanted."""
 
-    def __init__(self, job: StageJob) -> None:
-        self.gate = Gate.remote()  # type: ignore[attr-defined]
+    def __init__(self, job: StageJob, gate: Any) -> None:
+        self._gate = gate
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(job,), daemon=True)
         self._thread.start()
 
     def _run(self, job: StageJob) -> None:
         try:
-            train_stages([job], self.gate)
+            train_stages([job], self._gate)
         except BaseException as error:  # raised again where the trial waits
             self._error = error
 
@@ -185,8 +186,8 @@ class Trial(tune.Trainable):
                 time.sleep(1)
                 continue
             try:
-                training = Training(job)
-                ray.get(training.gate.allow.remote(math.inf))
+                ray.get(self._setting.gate.allow.remote(job.folder, math.inf))
+                training = Training(job, self._setting.gate)
                 while not training.has_ended():
                     self._claim(job)
                     time.sleep(_POLL_SECONDS)
@@ -211,19 +212,22 @@ class Trial(tune.Trainable):
                     continue
                 if training is not None and training.has_ended():
                     raise StageError(f"stage {job.stage} ended without its next evaluation; see {job.folder}")
-                training = training or Training(job)
-                ray.get(training.gate.allow.remote(self._evaluation + 1))
-                self._await(training, job)
+                ray.get(self._setting.gate.allow.remote(job.folder, self._evaluation + 1))
+                training = training or Training(job, self._setting.gate)
+                if lines:  # the last one: its parts are on their way
+                    time.sleep(_BRIEF_SECONDS)
+                else:
+                    self._await(training, job)
         finally:
             self._unclaim(job)
 
     def _await(self, training: Training, job: StageJob) -> None:
         """Until the next evaluation is on record, or the training has ended well."""
-        reached = self._evaluation
-        while not training.has_ended() and reached <= self._evaluation:
+        told = self._setting.gate.until.remote(job.folder, self._evaluation + 1)
+        while not training.has_ended():
             self._claim(job)
-            time.sleep(_POLL_SECONDS)
-            reached = ray.get(training.gate.reached.remote())
+            if ray.wait([told], timeout=_POLL_SECONDS)[0]:
+                return
 
     def _result(self, line: Mapping[str, Any]) -> dict[str, Any]:
         objective = self._setting.search.config.objective

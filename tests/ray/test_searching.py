@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import heads
 import pandas as pd
 import processes
 import pytest
@@ -122,16 +123,16 @@ def test_a_name_stands_for_one_space(whole: Searching) -> None:
     command = [*whole.command, "--set", "seed=5"]
     refused = processes.run(command, whole.env, whole.root / "refused")
     assert refused.code == 2 and len(refused.err.splitlines()) == 1
-    assert "already holds another search" in refused.err and "seed: 0 -> 5" in refused.err
+    assert "already holds another configuration" in refused.err and "seed: 0 -> 5" in refused.err
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("algorithm", ["random", "grid", "tpe"])
 def test_kills_change_nothing(algorithm: str, job_env: dict[str, str], tmp_path: Path) -> None:
+    """With one trial at a time: the same suggestions, the same decisions, the same values."""
     changes: dict[str, Any] = {"algorithm": algorithm}
     if algorithm == "grid":
         changes |= {"space": {"encoder.width": [16, 32], LR: [1e-3, 1e-2]}, "budget": {}}
-    """With one trial at a time: the same suggestions, the same decisions, the same values."""
     calm = Searching(tmp_path / "calm", job_env, ENCODER, **changes)
     calm.run()
     killed = Searching(tmp_path / "killed", job_env, ENCODER, **changes)
@@ -169,3 +170,32 @@ def test_failing_trials_do_not_stop_a_search(job_env: dict[str, str], tmp_path: 
     trials = searching.table()
     assert list(trials["status"])[1] == "failed" and "use a lower rate" in trials["reason"][1]
     assert "failed" not in [trials["status"][0], trials["status"][2]]
+
+
+@pytest.mark.full
+def test_twenty_trials_leave_nothing_behind(job_env: dict[str, str], tmp_path: Path) -> None:
+    """Early stops, failures and a lost worker, on a cluster that outlives the search."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    with heads.started(job_env | {"TMPDIR": str(temporary)}, tmp_path / "head") as cluster:
+        space = {"encoder.width": [8, 16], LR: [*(1e-4 * 2**i for i in range(8)), 1e30, 1e31]}
+        env = cluster.env | {"RAY_ADDRESS": cluster.address, "TMPDIR": str(temporary)}
+        searching = Searching(tmp_path, env, ENCODER, space=space, algorithm="grid", budget={}, concurrent=2)
+        with processes.running(searching.command, env, tmp_path / "log") as search:
+            processes.wait_until(lambda: search.ended or len(searching.logs("pretrain_encoder")) >= 3, "three trials")
+            processes.wait_until(lambda: search.ended or bool(cluster.head.workers()), "a worker")
+            for worker in cluster.head.workers():
+                worker.kill()
+            search.wait().checked()
+        trials = searching.table()
+        assert len(trials) == 20
+        assert {status: int((trials["status"] == status).sum()) for status in ("failed", "interrupted")} == {
+            "failed": 4,
+            "interrupted": 0,
+        }
+        assert (trials["status"] == "stopped").any()
+        groups = cluster.listed(tmp_path / "groups", "placement-groups")
+        assert len(groups) >= 20 and {group["state"] for group in groups} == {"REMOVED"}
+        assert {actor["state"] for actor in cluster.listed(tmp_path / "actors", "actors")} == {"DEAD"}
+        assert list(temporary.iterdir()) == [], "temporary folders"
+        assert [path for path in tmp_path.rglob("*") if ".partial" in path.name or path.name == "tune"] == []

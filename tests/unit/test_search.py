@@ -150,6 +150,26 @@ def test_the_same_answers_give_the_same_suggestions(algorithm: str, tmp_path: Pa
     assert (suggestions(of, failing=3) == first) == (algorithm == "random")  # TPE listens, random does not
 
 
+@pytest.mark.parametrize("algorithm", ["random", "tpe"])
+def test_the_first_trial_is_the_base(algorithm: str, tmp_path: Path) -> None:
+    base = {LR: 3e-3, "encoder.width": 32}  # width 16 would be another trial, the rate one in a million
+    first, second = suggestions(search(tmp_path, {"algorithm": algorithm, "set": base, "budget": {"trials": 2}}))
+    assert first == base and second != base
+
+
+def test_of_a_base_outside_the_space_the_rest_is_kept(tmp_path: Path) -> None:
+    first = suggestions(search(tmp_path, {"set": {LR: 3e-3, "encoder.width": 64}, "budget": {"trials": 1}}))[0]
+    assert first[LR] == 3e-3 and first["encoder.width"] in (16, 32)
+
+
+@pytest.mark.parametrize("algorithm", ["random", "tpe"])
+def test_a_larger_budget_goes_on_from_a_smaller(algorithm: str, tmp_path: Path) -> None:
+    small, large = (
+        suggestions(search(tmp_path, {"algorithm": algorithm, "budget": {"trials": trials}})) for trials in (8, 16)
+    )
+    assert large[:8] == small
+
+
 def test_tpe_learns(tmp_path: Path) -> None:
     found = suggestions(search(tmp_path, {"algorithm": "tpe", "budget": {"trials": 60}}))
     value = [quality(values) for values in found]
