@@ -13,17 +13,21 @@ from rayrec.settings import load
 from rayrec.stages import StageName
 
 if TYPE_CHECKING:
+    from rayrec.benchmark.settings import Benchmark
     from rayrec.search.config import Search
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def parser(description: str, *, plan: bool = True) -> argparse.ArgumentParser:
     """The options that every job takes."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--config", type=Path, metavar="FILE", help="YAML; says only what differs from the defaults")
     options.add_argument(
         "--set", action="append", default=[], metavar="dotted.path=value", help="override one key; may be repeated"
     )
-    options.add_argument("--plan", action="store_true", help="check everything, print what would run, train nothing")
+    if plan:
+        options.add_argument(
+            "--plan", action="store_true", help="check everything, print what would run, train nothing"
+        )
     return options
 
 
@@ -86,6 +90,18 @@ def main_for_search(description: str, default: Path, act: Callable[["Search"], N
             print_search_plan(search)
         else:
             act(search)
+
+    run(job)
+
+
+def main_for_benchmark(description: str, default: Path, act: Callable[["Benchmark"], None]) -> None:
+    """The same for a benchmark; what it measures is fixed by its file, and there is nothing to plan."""
+    options = parser(description, plan=False).parse_args()
+
+    def job() -> None:
+        from rayrec.benchmark.settings import load_benchmark  # noqa: PLC0415
+
+        act(load_benchmark(options.config or default, options.set))
 
     run(job)
 

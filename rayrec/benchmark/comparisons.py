@@ -1,0 +1,131 @@
+"""Each subject of a benchmark as a comparison."""
+
+import gc
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from rayrec.benchmark.metrics import MetricRows
+from rayrec.benchmark.references import CollmLoop, OnePromptEach, TrainerLoop
+from rayrec.benchmark.rows import Rounds
+from rayrec.benchmark.settings import Benchmark, Subject
+from rayrec.benchmark.stages import OwnLoop
+from rayrec.benchmark.timing import Comparison, Work, compare
+from rayrec.data.prompts import PromptEncoder
+from rayrec.data.tokenise import load_tokenizer, open_encoder
+from rayrec.models.backbone import merge_lora
+from rayrec.models.checkpoints import local_backbone
+from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build
+from rayrec.ranking import score_candidates
+from rayrec.stages import Part, StageName
+from rayrec.store import Prepared
+from rayrec.training.job import StageJob
+from rayrec.training.model import model_shape
+
+COLLM = (
+    "CoLLM's loop: fp32 weights (autocast in bf16), left padding, whole vocabulary, gradient through the whole prompt"
+)
+TRAINER = "transformers.Trainer with peft: fp32 weights (autocast in bf16), left padding, the answer as the last token"
+EACH = "one prompt a candidate, batches of 16, the same model"
+GROUPBY = "pandas groupby with scikit-learn's roc_auc_score for each user, and once for all"
+
+
+def run_comparisons(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
+    """Every subject, one after the other; each gives its memory back before the next begins."""
+    subjects = {
+        Subject.LORA: _lora,
+        Subject.HYBRID: _hybrid,
+        Subject.RERANKING: _reranking,
+        Subject.METRICS: _metrics,
+    }
+    for subject in benchmark.config.subjects:
+        yield from subjects[subject](benchmark, data)
+        gc.collect()
+
+
+def _lora(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
+    rounds, shape = _rounds(benchmark, data, StageName.TUNE_LORA)
+    ours = OwnLoop(rounds, _fresh(rounds.job, shape))
+    for reference in (COLLM, TRAINER):
+        loop: Work = CollmLoop(rounds, shape, None) if reference is COLLM else TrainerLoop(rounds, shape)
+        yield compare(
+            name="LoRA stage",
+            reference=reference,
+            unit="rows/s",
+            ours=ours,
+            theirs=loop,
+            rounds=benchmark.config.rounds,
+        )
+        del loop
+        gc.collect()
+
+
+def _hybrid(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
+    rounds, shape = _rounds(benchmark, data, StageName.TUNE_HYBRID)
+    model, soft = _fresh(rounds.job, shape), _fresh(rounds.job, shape)
+    if benchmark.base.fast.merge_lora and model.backbone is not None:
+        merge_lora(model.backbone)
+    soft.backbone = None  # the reference loads its own
+    yield compare(
+        name="hybrid stage",
+        reference=COLLM,
+        unit="rows/s",
+        ours=OwnLoop(rounds, model),
+        theirs=CollmLoop(rounds, shape, soft),
+        rounds=benchmark.config.rounds,
+    )
+
+
+def _reranking(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
+    job = _job(benchmark, data, StageName.TUNE_HYBRID)
+    config = benchmark.base
+    shape = model_shape(config, job.facts, with_backbone=True)
+    model = _fresh(job, shape)
+    if model.backbone is not None:
+        merge_lora(model.backbone)
+        model.backbone.to(torch.bfloat16 if config.engine.precision == "bf16" else torch.float32)
+    tokenizer = load_tokenizer(local_backbone(config.backbone.sources))
+    prompts: PromptEncoder = open_encoder(data.folder, config.data, tokenizer)
+    random = np.random.default_rng(0)
+    history = random.integers(1, job.facts.items + 1, config.data.history).tolist()
+    count = min(benchmark.config.candidates, job.facts.items)
+    candidates = (random.permutation(job.facts.items)[:count] + 1).tolist()
+
+    def ours(number: int) -> int:
+        return len(score_candidates(model, prompts, config, history, candidates))
+
+    yield compare(
+        name=f"re-ranking {count} candidates",
+        reference=EACH,
+        unit="candidates/s",
+        ours=ours,
+        theirs=OnePromptEach(model, prompts, config, history, candidates),
+        rounds=benchmark.config.rounds,
+    )
+
+
+def _metrics(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
+    rows = MetricRows.draw(benchmark.config.metric_rows, benchmark.config.metric_users)
+    yield compare(
+        name=f"AUC and UAUC of {len(rows.label):,} rows",
+        reference=GROUPBY,
+        unit="rows/s",
+        ours=rows.ours,
+        theirs=rows.groupby,
+        rounds=1,  # the reference takes minutes
+    )
+
+
+def _job(benchmark: Benchmark, data: Prepared, stage: StageName) -> StageJob:
+    return StageJob(config=benchmark.base, stage=stage, facts=data.facts(benchmark.base), data=data.folder)
+
+
+def _rounds(benchmark: Benchmark, data: Prepared, stage: StageName) -> tuple[Rounds, ModelShape]:
+    job = _job(benchmark, data, stage)
+    return Rounds(job, benchmark.config.steps), model_shape(benchmark.base, job.facts, with_backbone=True)
+
+
+def _fresh(job: StageJob, shape: ModelShape) -> SASRecLLM:
+    torch.manual_seed(0)
+    return build(job.config, shape, parts=job.parts | {Part.LORA}, with_backbone=True)

@@ -1,0 +1,173 @@
+"""How others train the same stages: CoLLM's loop and ``transformers.Trainer`` with peft.
+
+CoLLM (https://github.com/zyang1580/CoLLM): autocast over fp32 weights, prompts padded on the left to the longest of a
+random batch, logits of the whole vocabulary, gradients through the whole prompt. TALLRec
+(https://github.com/SAI990323/TALLRec): ``Trainer``, the answer as the last token of a causal LM's loss.
+"""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rayrec.batch import Prompt
+from rayrec.benchmark.rows import Rounds
+from rayrec.config import Config, LoraConfig
+from rayrec.data import columns as c
+from rayrec.data.collate import Cut, collate
+from rayrec.data.prompts import PromptEncoder
+from rayrec.models.sasrecllm import ModelShape, SASRecLLM
+from rayrec.ranking import candidate_table
+from rayrec.stages import Part
+
+_IGNORED = -100  # of a label, for transformers
+_EACH = 16  # prompts of a batch where every candidate has its own
+
+
+def causal_lm(shape: ModelShape, lora: LoraConfig) -> Any:
+    """The whole causal LM in fp32, with a peft LoRA, as others load it."""
+    import peft  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    assert shape.backbone is not None
+    model = AutoModelForCausalLM.from_pretrained(shape.backbone, dtype=torch.float32, local_files_only=True)
+    adapter = peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(model, adapter)
+
+
+class CollmLoop:
+    """One of CoLLM's two steps; ``model`` holds the encoder and mapper of the second, else None."""
+
+    def __init__(self, rounds: Rounds, shape: ModelShape, model: SASRecLLM | None) -> None:
+        self.rounds, self.soft = rounds, model
+        self.llm = causal_lm(shape, rounds.job.config.lora)
+        self.answers = list(shape.answers or ())
+        if model is not None:
+            self.llm.requires_grad_(False)
+            model.freeze_all_but((Part.ENCODER, Part.MAPPER))
+        trained = [p for m in (self.llm, model) if m is not None for p in m.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=rounds.job.settings.lr)
+
+    def __call__(self, number: int) -> int:
+        tables = self.rounds.shuffled(number)
+        for table in tables:
+            self.step(table)
+        return sum(table.num_rows for table in tables)
+
+    def step(self, table: pa.Table) -> float:
+        """One optimizer step over a batch."""
+        batch = collate(table, self.rounds.job.config.mapper.tokens, Cut.NOWHERE)
+        assert isinstance(batch.prompt, Prompt)
+        self.llm.train(self.soft is None)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.rounds.job.precision == "bf16"):
+            embeddings = self.llm.get_input_embeddings()(batch.prompt.tokens_BT)
+            if self.soft is not None:
+                self.soft.set_mode((Part.ENCODER, Part.MAPPER))
+                rows_B11 = torch.arange(batch.rows)[:, None, None]
+                vectors = self.soft.soft_tokens(batch).to(embeddings.dtype)
+                embeddings = embeddings.index_put((rows_B11, batch.prompt.soft_at_B2K), vectors)
+            embeddings, mask = _left_padded(embeddings, batch.prompt.length_B)
+            logits_BTV = self.llm(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).logits
+            yes, no = logits_BTV[:, -1, self.answers].float().unbind(-1)
+            loss = F.binary_cross_entropy_with_logits(yes - no, batch.label_B)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return float(loss.detach())
+
+
+class TrainerLoop:
+    """``transformers.Trainer`` over the same rows, the answer appended and alone in the loss."""
+
+    def __init__(self, rounds: Rounds, shape: ModelShape) -> None:
+        self.rounds = rounds
+        self.llm = causal_lm(shape, rounds.job.config.lora)
+        self.answers = shape.answers or (0, 0)
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+
+    def __call__(self, number: int) -> int:
+        from transformers import PrinterCallback, Trainer, TrainingArguments  # noqa: PLC0415
+
+        examples = [example for table in self.rounds.shuffled(number) for example in self._examples(table)]
+        size = self.rounds.job.settings.batch
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                output_dir=folder,
+                per_device_train_batch_size=size,
+                max_steps=len(examples) // size,
+                learning_rate=self.rounds.job.settings.lr,
+                bf16=self.rounds.job.precision == "bf16",
+                use_cpu=True,
+                report_to=[],
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+                dataloader_num_workers=0,
+                remove_unused_columns=False,
+            )
+            trainer = Trainer(model=self.llm, args=arguments, train_dataset=examples, data_collator=_collated)
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        return len(examples)
+
+    def _examples(self, table: pa.Table) -> list[dict[str, list[int]]]:
+        yes, no = self.answers
+        return [
+            {"input_ids": [*tokens, yes if label else no]}
+            for tokens, label in zip(table[c.TEXT_TOKENS].to_pylist(), table[c.LABEL].to_pylist(), strict=True)
+        ]
+
+
+class OnePromptEach:
+    """Candidates as rows of their own, in batches of 16, by the model that they are compared with."""
+
+    def __init__(
+        self, model: SASRecLLM, prompts: PromptEncoder, config: Config, history: Sequence[int], items: Sequence[int]
+    ) -> None:
+        self.model, self.prompts, self.config, self.history, self.items = model, prompts, config, history, items
+
+    @torch.no_grad()
+    def __call__(self, number: int) -> int:
+        assert self.model.encoder is not None
+        self.model.set_mode(())
+        read = self.model.encoder.max_len
+        for start in range(0, len(self.items), _EACH):
+            some = self.items[start : start + _EACH]
+            table = candidate_table(self.prompts, self.history, some, shown=self.config.data.history, read=read)
+            self.model(collate(table, self.config.mapper.tokens, Cut.NOWHERE))
+        return len(self.items)
+
+
+def _collated(examples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+    """Padded on the left; every position but the answer's is ignored by the loss."""
+    longest = max(len(example["input_ids"]) for example in examples)
+    tokens = torch.zeros(len(examples), longest, dtype=torch.int64)
+    mask = torch.zeros_like(tokens)
+    labels = torch.full_like(tokens, _IGNORED)
+    for row, example in enumerate(examples):
+        ids = example["input_ids"]
+        tokens[row, longest - len(ids) :] = torch.tensor(ids)
+        mask[row, longest - len(ids) :] = 1
+        labels[row, -1] = ids[-1]
+    return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+
+
+def _left_padded(embeddings: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Right-padded rows moved to the right, and their mask."""
+    width = embeddings.shape[1]
+    column = torch.arange(width)
+    source = (column - (width - length_B[:, None])) % width
+    moved = torch.gather(embeddings, 1, source[:, :, None].expand_as(embeddings))
+    return moved, (column >= width - length_B[:, None]).long()

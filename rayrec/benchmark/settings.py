@@ -1,0 +1,55 @@
+"""A benchmark as its user writes it."""
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PositiveInt, ValidationError
+
+from rayrec.config import Config, Section
+from rayrec.errors import InputError
+from rayrec.settings import explain, load, override, read_tree, validate, with_values
+
+
+class Subject(str, Enum):
+    """What is compared."""
+
+    LORA = "lora"
+    HYBRID = "hybrid"
+    RERANKING = "reranking"
+    METRICS = "metrics"
+
+
+class BenchmarkConfig(Section):
+    name: str = Field("benchmark", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    base: str  # configuration file, from this file's folder: data, backbone and stages that are measured
+    set: Mapping[str, Any] = {}  # dotted path -> value, on top of the base
+    subjects: tuple[Subject, ...] = tuple(Subject)
+    rounds: PositiveInt = 3  # that count, after one of each side that does not
+    steps: PositiveInt = 4  # batches of a round
+    candidates: PositiveInt = 100  # of one user, to re-rank
+    metric_rows: PositiveInt = 10_000_000
+    metric_users: PositiveInt = 100_000
+
+
+class Benchmark(Section):
+    """A checked benchmark with its base configuration resolved; it runs in one process with all its threads."""
+
+    config: BenchmarkConfig
+    base: Config
+
+
+def load_benchmark(path: Path, overrides: Sequence[str] = ()) -> Benchmark:
+    """Read and check a benchmark file.
+
+    Raises:
+        InputError: the file or its base cannot be used; one line says why.
+    """
+    tree = override(read_tree(path), overrides)
+    try:
+        config = BenchmarkConfig.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{path}: {explain(error, BenchmarkConfig)}") from None
+    plain = load(path.parent / config.base).model_dump(mode="json")
+    return Benchmark(config=config, base=validate(with_values(plain, config.set), f"{path}: set"))

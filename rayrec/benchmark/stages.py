@@ -1,0 +1,69 @@
+"""A stage's own training step, without Ray: the engine, the model and the data order that the loop uses."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional
+
+from rayrec.benchmark.rows import Rounds
+from rayrec.data.collate import collate
+from rayrec.models.objectives import Objective
+from rayrec.models.sasrecllm import SASRecLLM
+from rayrec.training.engine import Engine
+from rayrec.training.model import quiet_libraries
+
+
+def alone(folder: Path) -> None:
+    """A process group of this process alone, which DeepSpeed wants."""
+    os.environ.setdefault("LOCAL_RANK", "0")
+    quiet_libraries()
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
+
+
+class OwnLoop:
+    """The stage as ``training.loop`` steps it, on one worker."""
+
+    def __init__(self, rounds: Rounds, model: SASRecLLM) -> None:
+        job = rounds.job
+        self.rounds, self.model = rounds, model
+        self.engine = Engine(
+            Objective(model, job.settings.loss),
+            trains=job.trains,
+            engine=job.config.engine,
+            precision=job.precision,
+            stage=job.settings,
+            total_steps=job.total_steps,
+            micro_batch=job.micro_batch,
+            accumulation=job.accumulation,
+        )
+        self.taken = 0
+
+    def __call__(self, number: int) -> int:
+        job, done = self.rounds.job, 0
+        for table in self.rounds.batches(number):
+            size = table.num_rows // job.accumulation
+            pieces = [table.slice(start, size) for start in range(0, table.num_rows, size)]
+            micro = [collate(piece, job.config.mapper.tokens, job.cut) for piece in pieces]
+            self.model.set_mode(job.trains)
+            self.engine.step(micro, self.taken)
+            self.taken, done = self.taken + 1, done + table.num_rows
+        return done
+
+
+def matmul_peak(dtype: torch.dtype, seconds: float = 2.0) -> float:
+    """FLOP a second of a linear layer's product in this process, the best that was seen.
+
+    A CPU without instructions for bf16 reaches a tenth of its fp32 figure.
+    """
+    size, best, end = 1024, 0.0, time.perf_counter() + seconds
+    states, weight = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    functional.linear(states, weight)
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        functional.linear(states, weight)
+        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best

@@ -1,0 +1,88 @@
+"""A benchmark from its file to its table: JSON, CSV and one HTML page."""
+
+import io
+import json
+import platform
+import statistics
+import tempfile
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from rayrec import __version__, storage
+from rayrec.benchmark.comparisons import run_comparisons
+from rayrec.benchmark.settings import Benchmark
+from rayrec.benchmark.stages import alone, matmul_peak
+from rayrec.benchmark.timing import Comparison
+from rayrec.binding import package_versions
+from rayrec.preparation import prepare_prompts, prepare_rows
+from rayrec.report import BenchmarkReportData, write_benchmark_report
+from rayrec.store import Prepared
+from rayrec.training.cluster import connected
+
+
+def run_benchmark(benchmark: Benchmark) -> None:
+    """Prepare the data, measure every subject, write and print the table."""
+    base = benchmark.base
+    folder = storage.join(storage.absolute(base.storage), benchmark.config.name)
+    print(f"rayrec {__version__}  {benchmark.config.name}  ->  {folder}", flush=True)
+    storage.check_writable(folder)
+    data = Prepared(storage.join(folder, "data"))
+    with connected(base.cluster):
+        prepare_rows(base, data)
+        prepare_prompts(base, data)
+    torch.set_num_threads(base.cluster.workers * base.cluster.cpus_per_worker)
+    found: list[Comparison] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        alone(Path(scratch))
+        for comparison in run_comparisons(benchmark, data):
+            print(_line(comparison), flush=True)
+            found.append(comparison)
+    _write(found, folder)
+
+
+def _line(comparison: Comparison) -> str:
+    low, high = min(comparison.ratios), max(comparison.ratios)
+    ours, theirs = statistics.median(comparison.ours), statistics.median(comparison.theirs)
+    return (
+        f"{comparison.name}: {comparison.ratio:.2f}x [{low:.2f}, {high:.2f}]"
+        f"  {ours:,.2f} against {theirs:,.2f} {comparison.unit}  ({comparison.reference})"
+    )
+
+
+def _write(found: Sequence[Comparison], folder: str) -> None:
+    machine: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "matmul GFLOP/s, fp32": round(matmul_peak(torch.float32) / 1e9, 1),
+        "matmul GFLOP/s, bf16": round(matmul_peak(torch.bfloat16) / 1e9, 1),
+        **package_versions(),
+    }
+    table = pd.DataFrame(
+        {
+            "name": comparison.name,
+            "reference": comparison.reference,
+            "unit": comparison.unit,
+            "ours": statistics.median(comparison.ours),
+            "theirs": statistics.median(comparison.theirs),
+            "ratio": comparison.ratio,
+            "lowest ratio": min(comparison.ratios),
+            "highest ratio": max(comparison.ratios),
+            "rounds": len(comparison.ratios),
+        }
+        for comparison in found
+    )
+    content = {"machine": machine, "comparisons": table.to_dict("records")}
+    storage.write_text(storage.join(folder, "benchmark.json"), json.dumps(content, indent=2) + "\n")
+    sink = io.StringIO()
+    table.to_csv(sink, index=False, lineterminator="\n")
+    storage.write_text(storage.join(folder, "benchmark.csv"), sink.getvalue())
+    with tempfile.TemporaryDirectory() as scratch:
+        write_benchmark_report(BenchmarkReportData(table=table, machine=machine), Path(scratch))
+        storage.upload(Path(scratch), storage.join(folder, "report"))
+    print(f"report  {storage.join(folder, 'report', 'index.html')}")

@@ -1,0 +1,41 @@
+"""The benchmark in its smallest form: every subject runs, and what it leaves can be read."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import processes
+import yaml
+
+SMALL = {
+    "name": "small",
+    "base": str(processes.ROOT / "configs" / "smoke.yaml"),
+    "set": {"cluster.workers": 1, "stages.tune_lora.micro_batch": 16, "stages.tune_hybrid.micro_batch": 16},
+    "rounds": 1,
+    "steps": 2,
+    "candidates": 20,
+    "metric_rows": 20_000,
+    "metric_users": 200,
+}
+
+
+def test_every_subject_is_measured(job_env: dict[str, str], tmp_path: Path) -> None:
+    tree = SMALL | {"set": {**SMALL["set"], "storage": str(tmp_path)}}  # type: ignore[dict-item]
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(tree))
+    command = processes.job("benchmark", "--config", str(tmp_path / "small.yaml"))
+    finished = processes.run(command, job_env, tmp_path / "log").checked()
+    print(f"benchmark: {finished.seconds:.0f} s")
+    folder = tmp_path / "small"
+    table = pd.read_csv(folder / "benchmark.csv")
+    assert list(table["name"]) == [
+        "LoRA stage",
+        "LoRA stage",
+        "hybrid stage",
+        "re-ranking 20 candidates",
+        "AUC and UAUC of 20,000 rows",
+    ]
+    assert (table["ratio"] > 0).all() and (table["ours"] / table["theirs"] > 0).all()
+    content = json.loads((folder / "benchmark.json").read_text())
+    assert len(content["comparisons"]) == 5 and content["machine"]["matmul GFLOP/s, fp32"] > 0
+    page = (folder / "report" / "index.html").read_text()
+    assert "re-ranking 20 candidates" in page and "://" not in page  # nothing is loaded from anywhere
