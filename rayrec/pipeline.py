@@ -23,7 +23,7 @@ from rayrec.training.trackers import check_trackers
 
 def full_pipeline(config: Config) -> None:
     """Everything, from sources to report."""
-    run = _start(config)
+    run = _start(config, list(STAGES))
     if _is_finished(run):
         print("all stages are complete; nothing to do")
     else:
@@ -36,14 +36,14 @@ def full_pipeline(config: Config) -> None:
 
 def prepare_only(config: Config) -> None:
     """The data and its prompts."""
-    run = _start(config)
+    run = _start(config, [])
     with connected(config.cluster):
         _prepare(run)
 
 
 def train_only(config: Config, stage: StageName) -> None:
     """One stage, from the parts that are there."""
-    run = _start(config)
+    run = _start(config, [stage])
     _check_parents(run, stage)  # before a cluster is started for it
     with connected(config.cluster):
         _prepare(run)
@@ -52,19 +52,19 @@ def train_only(config: Config, stage: StageName) -> None:
 
 def evaluate_only(config: Config) -> None:
     """Scores, metrics and report of a run whose stages are complete."""
-    run = _start(config)
+    run = _start(config, list(STAGES))
     with connected(config.cluster):
         _evaluate(run)
     _print_result(run)
 
 
-def _start(config: Config) -> Run:
+def _start(config: Config, stages: Sequence[StageName]) -> Run:
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
     logging.getLogger("rayrec").setLevel(logging.INFO)
     warnings.filterwarnings("ignore")  # libraries' advice; our own warnings go through the logger
     quiet_libraries()
     check_trackers(config.trackers)
-    warn_of_slow_bf16(config)
+    warn_of_slow_bf16(config, stages)
     run = Run(config)
     print(f"rayrec {__version__}  {config.name}  ->  {run.folder}", flush=True)
     run.bind()

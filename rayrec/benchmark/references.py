@@ -21,6 +21,7 @@ from rayrec.config import Config, LoraConfig
 from rayrec.data import columns as c
 from rayrec.data.collate import Cut, collate
 from rayrec.data.prompts import PromptEncoder
+from rayrec.models.backbone import lora_adapter
 from rayrec.models.sasrecllm import ModelShape, SASRecLLM
 from rayrec.ranking import candidate_table
 from rayrec.stages import Part
@@ -36,15 +37,7 @@ def causal_lm(shape: ModelShape, lora: LoraConfig) -> Any:
 
     assert shape.backbone is not None
     model = AutoModelForCausalLM.from_pretrained(shape.backbone, dtype=torch.float32, local_files_only=True)
-    adapter = peft.LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.targets),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    return peft.get_peft_model(model, adapter)
+    return peft.get_peft_model(model, lora_adapter(lora, "CAUSAL_LM"))
 
 
 class CollmLoop:

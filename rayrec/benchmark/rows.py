@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from rayrec.data.plan import Plan
-from rayrec.data.rows import OpenRows
+from rayrec.data.streams import WorkerOrder
 from rayrec.training.job import StageJob
+
+_EPOCH = 4  # rounds
 
 
 @dataclass(frozen=True)
@@ -17,16 +18,23 @@ class Rounds:
     job: StageJob
     steps: int
 
-    @property
-    def rows(self) -> OpenRows:
-        return self.job.rows("train").open()
-
     def batches(self, number: int) -> list[pa.Table]:
         """The batches of a round as the stage draws them: like lengths, equal histories together."""
-        rows, job = self.rows, self.job
-        shared = rows.shared if job.most_shared > 1 else None
-        plan = Plan(rows.lengths, job.settings.batch, 4 * self.steps, 0, shared, job.most_shared)
-        return [rows.fetch(plan.step((number + 1) * self.steps + step)) for step in range(self.steps)]
+        rows = self.job.rows("train").open()
+        first = (number + 1) * self.steps
+        return [rows.fetch(self._order().plan().step(step)) for step in range(first, first + self.steps)]
+
+    def _order(self) -> WorkerOrder:
+        job = self.job
+        return WorkerOrder(
+            source=job.rows("train"),
+            batch=job.settings.batch,
+            steps_per_epoch=_EPOCH * self.steps,
+            seed=0,
+            rank=0,
+            world=1,
+            most_shared=job.most_shared,
+        )
 
     def shuffled(self, number: int) -> list[pa.Table]:
         """The same rows in batches as a shuffling loader draws them."""

@@ -9,8 +9,6 @@ import torch.distributed as dist
 from torch.nn import functional
 
 from rayrec.benchmark.rows import Rounds
-from rayrec.data.collate import collate
-from rayrec.models.objectives import Objective
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.training.engine import Engine
 from rayrec.training.model import quiet_libraries
@@ -28,28 +26,15 @@ class OwnLoop:
     """The stage as ``training.loop`` steps it, on one worker."""
 
     def __init__(self, rounds: Rounds, model: SASRecLLM) -> None:
-        job = rounds.job
         self.rounds, self.model = rounds, model
-        self.engine = Engine(
-            Objective(model, job.settings.loss),
-            trains=job.trains,
-            engine=job.config.engine,
-            precision=job.precision,
-            stage=job.settings,
-            total_steps=job.total_steps,
-            micro_batch=job.micro_batch,
-            accumulation=job.accumulation,
-        )
+        self.engine = Engine.of_stage(rounds.job, model)
         self.taken = 0
 
     def __call__(self, number: int) -> int:
         job, done = self.rounds.job, 0
         for table in self.rounds.batches(number):
-            size = table.num_rows // job.accumulation
-            pieces = [table.slice(start, size) for start in range(0, table.num_rows, size)]
-            micro = [collate(piece, job.config.mapper.tokens, job.cut) for piece in pieces]
             self.model.set_mode(job.trains)
-            self.engine.step(micro, self.taken)
+            self.engine.step(job.micro_batches(table), self.taken)
             self.taken, done = self.taken + 1, done + table.num_rows
         return done
 

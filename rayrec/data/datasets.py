@@ -21,6 +21,7 @@ from rayrec.errors import InputError
 
 _EXACT = 2**53  # up to here float64 holds every whole number
 _YEAR_2100 = 4_102_444_800  # seconds; what is later is milliseconds
+_NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
 _NULLS = pa.array(["", "na", "n/a", "nan", "none", "null"])  # of a number; an id may well be called "NA"
 _TITLES = ("movie_title", "title")  # of RecBole's atomic files
 _YEAR = "release_year"
@@ -241,17 +242,18 @@ def _numbers(column: pa.ChunkedArray, place: _Place) -> pa.ChunkedArray:
             place.refuse(pa.array([not _is_number(text) for text in column.to_pylist()]), column, "is not a number")
             raise
     kind = column.type
-    if pa.types.is_integer(kind):
-        inexact = pc.or_(
-            pc.greater(column, _EXACT), pc.less(column, -_EXACT if pa.types.is_signed_integer(kind) else 0)
-        )
-        place.refuse(inexact, column, "is too large to be held exactly; give times in seconds since 1970")
-    elif not (
-        pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind) or kind == pa.null()
-    ):
+    if not any(holds(kind) for holds in _NUMBERS):
         raise InputError(f"{place.source.path}: column {place.column!r} holds {kind}, not numbers")
+    if kind in (pa.int64(), pa.uint64()):
+        place.refuse(_inexact(column), column, "is too large to be held exactly; give times in seconds since 1970")
     numbers = column.cast(pa.float64())
     return pc.if_else(pc.is_nan(numbers), None, numbers)
+
+
+def _inexact(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Where whole numbers of 64 bits are none of float64's."""
+    beyond = pc.greater(column, pa.scalar(_EXACT, column.type))
+    return beyond if column.type == pa.uint64() else pc.or_(beyond, pc.less(column, -_EXACT))
 
 
 def _is_number(text: str | None) -> bool:

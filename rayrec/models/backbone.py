@@ -91,12 +91,12 @@ class Backbone(nn.Module):
     def _packed(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
         packed = pack(prompt)
         states_UTH = self.decoder(
-            inputs_embeds=joined(packed, prompt, prefix_UPH, suffix_BSH),
+            inputs_embeds=joined(packed, prefix_UPH, suffix_BSH),
             attention_mask=None if packed.is_plain else packed.mask(),
             position_ids=packed.position_UT,
             use_cache=False,
         ).last_hidden_state
-        last_BH: Tensor = states_UTH[prompt.prefix_of_B, packed.start_B + prompt.suffix_length_B - 1]
+        last_BH: Tensor = states_UTH[prompt.prefix_of_B, packed.last_B]
         return last_BH
 
     def embedding_spread(self) -> float:
@@ -141,6 +141,20 @@ def _backbone(model: Any, answers: tuple[int, int], yes_only: bool, checkpointin
     return backbone
 
 
+def lora_adapter(config: LoraConfig, task: str | None = None) -> Any:
+    """The configuration as a ``peft.LoraConfig``; ``task`` is peft's name of what the model is for."""
+    import peft  # noqa: PLC0415
+
+    return peft.LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=list(config.targets),
+        bias="none",
+        task_type=task,
+    )
+
+
 def add_lora(backbone: Backbone, config: LoraConfig) -> None:
     """Wrap the target projections of ``backbone`` in place.
 
@@ -149,17 +163,10 @@ def add_lora(backbone: Backbone, config: LoraConfig) -> None:
     """
     import peft  # noqa: PLC0415
 
-    adapter = peft.LoraConfig(
-        r=config.r,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=list(config.targets),
-        bias="none",
-    )
     names = {name.rpartition(".")[2] for name, _ in backbone.decoder.named_modules()}
     if missing := sorted(set(config.targets) - names):
         raise InputError(f"lora.targets: the backbone has no module named {', '.join(missing)}")
-    peft.inject_adapter_in_model(adapter, backbone.decoder)
+    peft.inject_adapter_in_model(lora_adapter(config), backbone.decoder)
     replace_dropouts(backbone.decoder)
 
 

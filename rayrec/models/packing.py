@@ -18,14 +18,16 @@ _PADDING, _PREFIX = -1, 0
 class Packed:
     """Where everything lies."""
 
-    start_B: Tensor  # a row's suffix begins at this place of its prefix's sequence
+    last_B: Tensor  # place of a row's last token in its prefix's sequence
+    filled_BS: Tensor  # suffix tokens that are no padding
+    places: tuple[Tensor, Tensor]  # sequence and place of each of those
     part_UT: Tensor  # 0: prefix; 1, 2, ...: suffixes; -1: padding
     position_UT: Tensor
 
     @property
     def is_plain(self) -> bool:
         """No prefix is shared: causal attention is all that is needed."""
-        return len(self.start_B) == len(self.part_UT)
+        return len(self.last_B) == len(self.part_UT)
 
     def mask(self) -> Tensor:
         """True where attention is allowed, shape (U, 1, T, T).
@@ -56,16 +58,12 @@ def pack(prompt: SplitPrompt) -> Packed:
     places = (of_B[:, None].expand_as(filled_BS)[filled_BS], (start_B[:, None] + column_S)[filled_BS])
     part_UT[places] = number_B[:, None].expand_as(filled_BS)[filled_BS]
     position_UT[places] = (behind_B[:, None] + column_S)[filled_BS]
-    return Packed(start_B, part_UT, position_UT)
+    return Packed(start_B + length_B - 1, filled_BS, places, part_UT, position_UT)
 
 
-def joined(packed: Packed, prompt: SplitPrompt, prefix_UPH: Tensor, suffix_BSH: Tensor) -> Tensor:
+def joined(packed: Packed, prefix_UPH: Tensor, suffix_BSH: Tensor) -> Tensor:
     """The embeddings in their places, shape (U, T, H)."""
     in_prefix_UP = packed.part_UT[:, : prefix_UPH.shape[1]] == _PREFIX
-    column_S = torch.arange(suffix_BSH.shape[1], device=suffix_BSH.device)
-    filled_BS = column_S < prompt.suffix_length_B[:, None]
-    row_BS = prompt.prefix_of_B[:, None].expand_as(filled_BS)
-    places = (row_BS[filled_BS], (packed.start_B[:, None] + column_S)[filled_BS])
     whole_UTH = prefix_UPH.new_zeros(*packed.part_UT.shape, prefix_UPH.shape[2])
     whole_UTH[:, : prefix_UPH.shape[1]][in_prefix_UP] = prefix_UPH[in_prefix_UP]
-    return whole_UTH.index_put(places, suffix_BSH[filled_BS])
+    return whole_UTH.index_put(packed.places, suffix_BSH[packed.filled_BS])

@@ -25,7 +25,7 @@ from rayrec.search.trial import Claims, Trial, TrialSetting, data_key
 from rayrec.stages import STAGES
 from rayrec.store import Prepared, store_folder
 from rayrec.training.cluster import capacity, connected
-from rayrec.training.model import quiet_libraries
+from rayrec.training.model import quiet_libraries, warn_of_slow_bf16
 from rayrec.training.progress import Gate
 from rayrec.training.trackers import check_trackers, tune_callbacks
 
@@ -41,6 +41,7 @@ def run_search(search: Search) -> None:
     """Run every trial that is not on record yet, then write the results."""
     _quieten()
     check_trackers(search.base.trackers)
+    warn_of_slow_bf16(search.base, lineage(search.stage))
     folder = storage.join(storage.absolute(search.base.storage), search.config.name)
     print(f"rayrec {__version__}  search {search.config.name}: {search.stage}, {search.trials} trials  ->  {folder}")
     storage.check_writable(folder)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from rayrec.batch import Batch
 from rayrec.config import EngineConfig, Precision, StageConfig
 from rayrec.models.objectives import Objective
-from rayrec.models.sasrecllm import trainable
+from rayrec.models.sasrecllm import SASRecLLM, trainable
 from rayrec.stages import Part
+from rayrec.training.job import StageJob
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 State = dict[str, Tensor]  # "weights/...", "exp_avg/...", "exp_avg_sq/..." -> fp32 on the CPU
@@ -97,6 +98,20 @@ class Engine:
         self._create_moments()
         for name, parameter in self.parameters.items():
             self._put(parameter, exact[name], None)
+
+    @classmethod
+    def of_stage(cls, job: StageJob, model: SASRecLLM) -> "Engine":
+        """The engine that a stage trains ``model`` with."""
+        return cls(
+            Objective(model, job.settings.loss),
+            trains=job.trains,
+            engine=job.config.engine,
+            precision=job.precision,
+            stage=job.settings,
+            total_steps=job.total_steps,
+            micro_batch=job.micro_batch,
+            accumulation=job.accumulation,
+        )
 
     def step(self, micro_batches: Sequence[Batch], step: int) -> float:
         """One optimizer step over this worker's rows; returns the mean loss over all workers' rows."""

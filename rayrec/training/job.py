@@ -4,9 +4,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from rayrec import storage
+from rayrec.batch import Batch
 from rayrec.config import Config, Precision, StageConfig, accumulation_steps
-from rayrec.data.collate import Cut
+from rayrec.data.collate import Cut, collate
 from rayrec.data.rows import RowSource
 from rayrec.stages import STAGES, Part, StageName, StageSpec, inherited
 
@@ -72,6 +75,12 @@ class StageJob:
     def cut(self) -> Cut:
         """Where prompts are cut in training."""
         return Cut.LEARNING if self.config.fast.split_prompts else Cut.NOWHERE
+
+    def micro_batches(self, rows: pa.Table) -> list[Batch]:
+        """A worker's rows of an optimizer step, in as many equal slices as gradients are accumulated over."""
+        size = rows.num_rows // self.accumulation
+        pieces = [rows.slice(start, size) for start in range(0, rows.num_rows, size)]
+        return [collate(piece, self.config.mapper.tokens, self.cut) for piece in pieces]
 
     @property
     def scoring_batch(self) -> int:

@@ -3,7 +3,6 @@
 import gc
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,10 +13,8 @@ import torch
 import torch.distributed as dist
 
 from rayrec.batch import Batch
-from rayrec.data.collate import collate
 from rayrec.data.streams import WorkerOrder, training_batches
 from rayrec.errors import DivergedError, InputError
-from rayrec.models.objectives import Objective
 from rayrec.stages import StageName
 from rayrec.training import checkpoint
 from rayrec.training.ahead import Ahead
@@ -78,16 +75,7 @@ class Stage:
         if resumed:
             self._load(resumed.state, "weights")
         settings = job.settings
-        self.engine = Engine(
-            Objective(self.model, settings.loss),
-            trains=job.trains,
-            engine=job.config.engine,
-            precision=job.precision,
-            stage=settings,
-            total_steps=job.total_steps,
-            micro_batch=job.micro_batch,
-            accumulation=job.accumulation,
-        )
+        self.engine = Engine.of_stage(job, self.model)
         self.best = self.engine.weights()
         if resumed:
             self.engine.restore(resumed.state, self.progress.step)
@@ -131,9 +119,7 @@ class Stage:
         self.engine.close()
 
     def _step(self, step: int) -> dict[str, Any]:
-        table = next(self.stream)
-        soft_tokens, cut = self.job.config.mapper.tokens, self.job.cut
-        micro = [collate(part, soft_tokens, cut) for part in _pieces(table, self.job.accumulation)]
+        micro = self.job.micro_batches(next(self.stream))
         waited = self.watch.lap()
         torch.manual_seed(derive_seed(self.job.config.seed, self.job.stage, step, self.rank))
         self.model.set_mode(self.job.trains)
@@ -241,11 +227,6 @@ class Stage:
                     key = f"{kind}/{part}.{name}"
                     if key in state:
                         parameter.copy_(state[key])
-
-
-def _pieces(table: pa.Table, count: int) -> Iterator[pa.Table]:
-    size = table.num_rows // count
-    return (table.slice(i * size, size) for i in range(count))
 
 
 def _total(batches: list[Batch]) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from rayrec.data.tokenise import load_tokenizer
 from rayrec.models.backbone import merge_lora
 from rayrec.models.checkpoints import local_backbone
 from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build, calibrate_mapper
-from rayrec.stages import Part
+from rayrec.stages import STAGES, Part, StageName
 from rayrec.training.job import DataFacts, StageJob, derive_seed
 from rayrec.training.parts import load_part
 
@@ -75,14 +75,18 @@ def scoring_model(job: ScoringJob) -> SASRecLLM:
     return model
 
 
-def warn_of_slow_bf16(config: Config) -> None:
+def warn_of_slow_bf16(config: Config, stages: Collection[StageName]) -> None:
     """One line where this CPU has no instructions for bf16: products then take several times as long as in fp32."""
     on_cpu = config.engine.precision == "bf16" and not config.cluster.gpus_per_worker
-    if on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if on_cpu and any(STAGES[stage].reads.uses_backbone for stage in stages) and not _has_bf16():
         _log.warning(
             "engine.precision: bf16, but this CPU has no instructions for it and takes several times as long as in"
             " fp32; --set engine.precision=fp32 is the mend, with a name of its own"
         )
+
+
+def _has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def quiet_libraries() -> None:

@@ -298,6 +298,14 @@ ERRORS: dict[str, tuple[Callable[[Path], RawDataset], str]] = {
     "parquet row": (lambda p: parquet(p, rating=[4, 9]), "t.parquet, row 2: rating 9 lies outside"),
     "parquet type": (lambda p: parquet(p, rating=[[4], [5]]), "column 'rating' holds list"),
     "parquet nanoseconds": (lambda p: parquet(p, timestamp=[10, 2**60]), "row 2: timestamp 1152921504606846976 is too"),
+    "parquet unsigned": (
+        lambda p: parquet(p, timestamp=pa.array([10, 2**63 + 9], pa.uint64())),
+        "row 2: timestamp 9223372036854775817 is too large to be held exactly",
+    ),
+    "parquet far below zero": (
+        lambda p: parquet(p, timestamp=[-(2**60), 10]),
+        "row 1: timestamp -1152921504606846976 is too",
+    ),
     "no parquet": (lambda p: table(write(p / "t.parquet", "x")), "not readable as Parquet"),
 }
 

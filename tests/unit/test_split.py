@@ -104,7 +104,7 @@ def test_a_suffix_sees_its_prefix_and_itself_at_its_own_positions() -> None:
     packed = pack(prompt)
     mask = packed.mask()[:, 0]
     for row in range(len(GROUPS)):
-        of, start = int(prompt.prefix_of_B[row]), int(packed.start_B[row])
+        of, start = int(prompt.prefix_of_B[row]), int(packed.last_B[row] - prompt.suffix_length_B[row] + 1)
         prefix, length = int(prompt.prefix_length_U[of]), int(prompt.suffix_length_B[row])
         assert packed.position_UT[of, start : start + length].tolist() == list(range(prefix, prefix + length))
         for place in range(length):
@@ -114,6 +114,11 @@ def test_a_suffix_sees_its_prefix_and_itself_at_its_own_positions() -> None:
 
 
 # Models
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +136,7 @@ def test_values_and_gradients_are_those_of_whole_prompts(trained: set[Part], hyb
     model.set_mode(trained)
     whole, split = (learned(model, batch) for batch in pair(hybrid=hybrid))
     assert whole.keys() == split.keys() and len(whole) > 2 and whole["logit"].abs().max() > 1e-3
-    for name, value in whole.items():
-        torch.testing.assert_close(split[name], value, atol=1e-5, rtol=1e-5, msg=name)
+    assert_same(split, whole)
 
 
 @pytest.mark.parametrize("cut", [Cut.LEARNING, Cut.TITLE])
@@ -170,8 +174,7 @@ def test_layers_that_compute_again_give_the_same(model: SASRecLLM) -> None:
     assert model.backbone is not None
     model.backbone.decoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     model.backbone.recomputes = True
-    for name, value in learned(model, split).items():
-        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5, msg=name)
+    assert_same(learned(model, split), expected)
 
 
 def test_a_merged_lora_gives_the_same(model: SASRecLLM) -> None:
@@ -182,5 +185,4 @@ def test_a_merged_lora_gives_the_same(model: SASRecLLM) -> None:
     assert model.backbone is not None
     merge_lora(model.backbone)
     assert Part.LORA not in model.parts() and not any("lora" in name for name, _ in model.named_modules())
-    for name, value in learned(model, split).items():
-        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5, msg=name)
+    assert_same(learned(model, split), expected)
