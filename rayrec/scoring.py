@@ -16,7 +16,7 @@ import ray.data
 import torch
 
 from rayrec import storage
-from rayrec.config import ClusterConfig
+from rayrec.config.training import ClusterConfig
 from rayrec.data import columns as c
 from rayrec.data.blocks import calm_ray_data
 from rayrec.data.plan import Ids, sample_rows, scoring_batches

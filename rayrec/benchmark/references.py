@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from rayrec.batch import Prompt
 from rayrec.benchmark.rows import Rounds
-from rayrec.config import Config, LoraConfig
+from rayrec.config import Config
+from rayrec.config.model import LoraConfig
 from rayrec.data import columns as c
 from rayrec.data.collate import Cut, collate
 from rayrec.data.prompts import PromptEncoder

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import Field, PositiveInt, ValidationError
 
-from rayrec.config import Config, Section
+from rayrec.config import Config
+from rayrec.config.section import Section
 from rayrec.errors import InputError
 from rayrec.settings import explain, load, override, read_tree, validate, with_values
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayrec.config import ColumnMap, DataConfig
+from rayrec.config.data import ColumnMap, DataConfig
 from rayrec.data import synthetic
 from rayrec.data.columns import ITEM_ID, RATING, RAW_ITEM_SCHEMA, RAW_SCHEMA, TIMESTAMP, TITLE, USER_ID
 from rayrec.data.scan import Lines, Source, open_source, require_columns, require_file

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 
-from rayrec.config import DataConfig, SplitConfig
+from rayrec.config.data import DataConfig, SplitConfig
 from rayrec.data.blocks import calm_ray_data, input_error, map_blocks, read, tables
 from rayrec.data.columns import (
     ITEM_ID,

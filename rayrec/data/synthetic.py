@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from rayrec.config import SyntheticConfig
+from rayrec.config.data import SyntheticConfig
 from rayrec.data import scan
 from rayrec.data.columns import ITEM_ID, RAW_ITEM_SCHEMA, RAW_SCHEMA, TITLE
 

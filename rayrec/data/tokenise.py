@@ -13,7 +13,7 @@ import ray
 import ray.data
 
 from rayrec import storage
-from rayrec.config import DataConfig
+from rayrec.config.data import DataConfig
 from rayrec.data import columns as c
 from rayrec.data.blocks import calm_ray_data
 from rayrec.data.datasets import file_sha256

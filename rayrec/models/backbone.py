@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rayrec.batch import SplitPrompt
-from rayrec.config import LoraConfig
+from rayrec.config.model import LoraConfig
 from rayrec.errors import InputError
 from rayrec.models.dropout import replace_dropouts
 from rayrec.models.packing import joined, pack

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rayrec.config import MapperConfig
+from rayrec.config.model import MapperConfig
 
 
 class Mapper(nn.Module):

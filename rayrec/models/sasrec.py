@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rayrec.config import EncoderConfig
+from rayrec.config.model import EncoderConfig
 from rayrec.models.dropout import Dropout
 
 

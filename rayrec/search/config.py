@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
-from rayrec.config import STORE, Config, Section, fingerprint, identity
+from rayrec.config import STORE, Config, fingerprint, identity
+from rayrec.config.section import Section
 from rayrec.errors import InputError
 from rayrec.search.space import Distribution, check_space, data_variants, grid
 from rayrec.settings import explain, load, override, read_tree, validate, with_values

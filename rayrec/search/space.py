@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from rayrec.config import Config, Section
+from rayrec.config import Config
+from rayrec.config.section import Section
 from rayrec.errors import InputError
 from rayrec.settings import validate, with_values
 from rayrec.stages import STAGES, Part, StageName, inherited

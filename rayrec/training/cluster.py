@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import ray
 
-from rayrec.config import ClusterConfig
+from rayrec.config.training import ClusterConfig
 from rayrec.errors import InputError
 
 # Embedded only: beside the workers' CPUs, room for the tasks that fetch their data.

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rayrec.batch import Batch
-from rayrec.config import EngineConfig, Precision, StageConfig
+from rayrec.config.training import EngineConfig, Precision, StageConfig
 from rayrec.models.objectives import Objective
 from rayrec.models.sasrecllm import SASRecLLM, trainable
 from rayrec.stages import Part

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from rayrec import storage
 from rayrec.batch import Batch
-from rayrec.config import Config, Precision, StageConfig, accumulation_steps
+from rayrec.config import Config, accumulation_steps
+from rayrec.config.training import Precision, StageConfig
 from rayrec.data.collate import Cut, collate
 from rayrec.data.rows import RowSource
 from rayrec.stages import STAGES, Part, StageName, StageSpec, inherited

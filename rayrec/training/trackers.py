@@ -24,7 +24,8 @@ import ray.train
 from ray.tune.logger import LoggerCallback
 
 from rayrec import storage
-from rayrec.config import Config, MlflowConfig, TrackersConfig, WandbConfig
+from rayrec.config import Config
+from rayrec.config.trackers import MlflowConfig, TrackersConfig, WandbConfig
 from rayrec.errors import InputError
 
 Warn = Callable[[str], object]

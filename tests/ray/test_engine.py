@@ -18,7 +18,8 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from rayrec.batch import Batch, Prompt
-from rayrec.config import Config, TuneLoraConfig
+from rayrec.config import Config
+from rayrec.config.training import TuneLoraConfig
 from rayrec.models.checkpoints import quiet_transformers
 from rayrec.models.objectives import Objective
 from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build, calibrate_mapper, trainable

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray.data
 
-from rayrec.config import ColumnMap, DataConfig
+from rayrec.config.data import ColumnMap, DataConfig
 from rayrec.data import blocks, columns
 from rayrec.data import prepare as preparation
 from rayrec.data.datasets import RawDataset, open_dataset

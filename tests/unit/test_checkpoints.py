@@ -13,7 +13,7 @@ from remains import Killed, everything
 from torch import Tensor
 
 from rayrec import storage
-from rayrec.config import EncoderConfig, MapperConfig
+from rayrec.config.model import EncoderConfig, MapperConfig
 from rayrec.errors import InputError
 from rayrec.models.mapper import Mapper
 from rayrec.models.sasrec import SASRec

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayrec.config import ColumnMap, DataConfig
+from rayrec.config.data import ColumnMap, DataConfig
 from rayrec.data import scan, survey
 from rayrec.data.columns import RAW_ITEM_SCHEMA, RAW_SCHEMA
 from rayrec.data.datasets import RawDataset, open_dataset

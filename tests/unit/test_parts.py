@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayrec.config import EncoderConfig, MapperConfig
+from rayrec.config.model import EncoderConfig, MapperConfig
 from rayrec.errors import InputError
 from rayrec.models.mapper import Mapper
 from rayrec.models.sasrec import SASRec

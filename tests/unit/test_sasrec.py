@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rayrec.batch import Batch
-from rayrec.config import EncoderConfig
+from rayrec.config.model import EncoderConfig
 from rayrec.models.objectives import Objective, label_bce, next_item
 from rayrec.models.sasrec import SASRec
 from rayrec.models.sasrecllm import SASRecLLM

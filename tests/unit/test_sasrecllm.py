@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rayrec.batch import Batch, Prompt
-from rayrec.config import Config, LoraConfig, MapperConfig
+from rayrec.config import Config
+from rayrec.config.model import LoraConfig, MapperConfig
 from rayrec.data.prompts import resolve_answers
 from rayrec.data.tokenise import load_tokenizer
 from rayrec.errors import InputError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rayrec.config import ClusterConfig
+from rayrec.config.training import ClusterConfig
 from rayrec.errors import InputError
 from rayrec.search.config import Search, as_yaml, load_search
 from rayrec.search.results import Results, Told

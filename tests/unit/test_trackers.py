@@ -13,7 +13,8 @@ import pytest
 from ray import cloudpickle
 from tensorboardX.proto.event_pb2 import Event
 
-from rayrec.config import Config, TrackersConfig, identity
+from rayrec.config import Config, identity
+from rayrec.config.trackers import TrackersConfig
 from rayrec.errors import InputError
 from rayrec.settings import load
 from rayrec.training import trackers

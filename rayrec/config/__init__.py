@@ -1,0 +1,108 @@
+"""The configuration: frozen pydantic classes. Defaults live here once; YAML says only what differs.
+
+Imports neither torch nor ray. A run's identity is ``fingerprint(config)``.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, PositiveInt, model_validator
+
+from rayrec.config.data import DataConfig
+from rayrec.config.model import BackboneConfig, EncoderConfig, LoraConfig, MapperConfig
+from rayrec.config.section import Section
+from rayrec.config.trackers import TrackersConfig
+from rayrec.config.training import ClusterConfig, EngineConfig, FastConfig, StagesConfig
+from rayrec.stages import STAGES, StageName
+
+STORE = "store"  # folder beside the runs
+
+
+class EvaluationConfig(Section):
+    """The test rows that every system scores alike."""
+
+    users: PositiveInt | None = None  # a fixed, seeded sample of test users; None: all
+    rows_per_user: PositiveInt | None = None  # a seeded sample of each user's rows; None: all
+    batch: PositiveInt = 16  # rows of a forward pass, of validation too
+    encoder_batch: PositiveInt = 512  # the same where the backbone is not asked
+    bootstrap: PositiveInt = 1000  # resamples of users behind each interval
+    cutoff: float = Field(0.5, gt=0, lt=1)  # a probability of at least this counts as Yes
+
+    def rows_at_once(self, *, with_backbone: bool) -> int:
+        """Rows of a forward pass."""
+        return self.batch if with_backbone else self.encoder_batch
+
+
+class Config(Section):
+    name: str = Field("ml100k-smollm2", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    storage: str = "runs"  # a path or URI that every node sees
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    mapper: MapperConfig = MapperConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    lora: LoraConfig = LoraConfig()
+    engine: EngineConfig = EngineConfig()
+    fast: FastConfig = FastConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    stages: StagesConfig = StagesConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    trackers: TrackersConfig = TrackersConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        if self.name == STORE:
+            raise ValueError(f"name: {STORE!r} is the folder of stage results that runs share; choose another name")
+        for name in STAGES:
+            accumulation_steps(self, name)
+        if self.engine.precision == "fp16" and not self.cluster.gpus_per_worker:
+            raise ValueError("engine.precision: fp16 needs a GPU; use bf16 or fp32, or set cluster.gpus_per_worker")
+        if "://" in self.storage.removeprefix("file://") and self.trackers.writes_files:
+            raise ValueError(
+                f"trackers: {self.trackers.writes_files} writes files into the run's folder, and storage is a URI; use"
+                " a storage that is a path, or MLflow or online Weights & Biases"
+            )
+        return self
+
+
+def accumulation_steps(config: Config, name: StageName) -> int:
+    """Forward passes of one worker per optimizer step.
+
+    Raises:
+        ValueError: the global batch does not divide evenly.
+    """
+    stage, workers = config.stages[name], config.cluster.workers
+    micro = stage.micro_batch or max(1, stage.batch // workers)
+    if stage.batch % (micro * workers):
+        raise ValueError(
+            f"stages.{name}.batch {stage.batch} is not divisible by micro_batch {micro} x workers {workers}; "
+            f"use a multiple of {micro * workers}"
+        )
+    return stage.batch // (micro * workers)
+
+
+# What may change between two calls without changing any result: how to run is not what to run.
+_NOT_IDENTITY: Mapping[str, Any] = {"name": True, "storage": True, "cluster": True, "trackers": True}
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """All that determines the results, as plain data."""
+    return config.model_dump(mode="json", exclude=set(_NOT_IDENTITY))
+
+
+def fingerprint(content: Any) -> str:
+    """sha256 (hex, 64 characters) of plain data in canonical JSON."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """``dotted.path: old -> new`` for every leaf that differs between two trees of plain data."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines: list[str] = []
+        for key in sorted(old.keys() | new.keys()):
+            lines += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
+        return lines
+    return [] if old == new else [f"{prefix}: {old!r} -> {new!r}"]

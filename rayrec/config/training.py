@@ -1,0 +1,97 @@
+"""How stages train: engine, short cuts, workers, steps."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from rayrec.config.section import Section
+from rayrec.stages import STAGES, Loss, Part, StageName, inherited
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class EngineConfig(Section):
+    """How DeepSpeed runs the stages that hold the backbone; the encoder alone always trains in fp32."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    precision: Precision = "bf16"
+    gradient_clipping: float = Field(1.0, gt=0)
+    gradient_checkpointing: bool = False
+
+
+class FastConfig(Section):
+    """Exact short cuts of the stages that hold the backbone; turn them off to compare with the plain path."""
+
+    split_prompts: bool = True  # rows of equal history go through it once; without gradient where none is asked
+    shared_rows: PositiveInt = 4  # rows of one history that training draws together; with 1, each on its own
+    merge_lora: bool = True  # a frozen LoRA becomes part of the weights
+
+
+class ClusterConfig(Section):
+    workers: PositiveInt = 2
+    gpus_per_worker: int = Field(0, ge=0)
+    cpus_per_worker: PositiveInt = 1
+    max_failures: int = Field(3, ge=-1)  # worker-group restarts before a stage gives up; -1: no limit
+
+
+class StageConfig(Section):
+    """One stage's training. ``epochs`` x ``steps_per_epoch`` optimizer steps of ``batch`` rows each."""
+
+    epochs: PositiveInt
+    steps_per_epoch: PositiveInt | None = None  # None: the whole training set
+    batch: PositiveInt = 16  # rows per optimizer step, over all workers
+    micro_batch: PositiveInt | None = None  # rows per forward pass of one worker; None: the worker's whole share
+    lr: float = Field(1e-3, gt=0)
+    part_lr: Mapping[Part, PositiveFloat] = {}  # where a part needs another rate than `lr`
+    weight_decay: float = Field(1e-3, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1)  # share of the stage's steps
+    patience: PositiveInt = 20  # evaluations without a better validation AUC before the stage stops
+    checkpoint_every: PositiveInt = 8  # epochs; the best so far travels inside each checkpoint
+    valid_users: PositiveInt | None = None  # validate on a fixed, seeded sample; None: all of them
+    valid_rows_per_user: PositiveInt | None = None
+    loss: Loss = Loss.LABEL_BCE
+    trains: tuple[Part, ...] | None = Field(None, min_length=1)  # a subset of the stage's parts, e.g. [mapper]
+    starts_from: Mapping[Part, str] = {}  # folders of saved parts to start from instead of this run's own
+
+
+class PretrainEncoderConfig(StageConfig):
+    epochs: PositiveInt = 200
+    batch: PositiveInt = 1024
+    patience: PositiveInt = 5
+    checkpoint_every: PositiveInt = 1
+
+
+class TuneLoraConfig(StageConfig):
+    epochs: PositiveInt = 200
+    steps_per_epoch: PositiveInt | None = 50
+    micro_batch: PositiveInt | None = 4
+
+
+class TuneHybridConfig(TuneLoraConfig):
+    part_lr: Mapping[Part, PositiveFloat] = {Part.ENCODER: 1e-4}  # at the mapper's rate the encoder forgets
+
+
+class StagesConfig(Section):
+    pretrain_encoder: PretrainEncoderConfig = PretrainEncoderConfig()
+    tune_lora: TuneLoraConfig = TuneLoraConfig()
+    tune_hybrid: TuneHybridConfig = TuneHybridConfig()
+
+    @model_validator(mode="after")
+    def _follow_the_table(self) -> "StagesConfig":
+        for name, spec in STAGES.items():
+            stage = self[name]
+            if stage.loss not in spec.losses:
+                raise ValueError(f"{name}.loss: {stage.loss} is not offered; choose {' or '.join(spec.losses)}")
+            for key in (*stage.part_lr, *(stage.trains or ())):
+                if key not in spec.trains:
+                    raise ValueError(f"{name} does not train {key}; it trains {', '.join(sorted(spec.trains))}")
+            held = spec.trains | frozenset(inherited(name))
+            for key in stage.starts_from:
+                if key not in held:
+                    raise ValueError(f"{name}.starts_from: {name} has no {key}; it has {', '.join(sorted(held))}")
+        return self
+
+    def __getitem__(self, name: StageName) -> StageConfig:
+        stage: StageConfig = getattr(self, name.value)
+        return stage
