@@ -1,131 +1,223 @@
 """``--plan``: all that can be known of a run before it trains. Nothing is trained, nothing is kept in the storage."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from rayrec import storage
 from rayrec.config import Config
+from rayrec.config.data import DATASET_SIZES, DataConfig
 from rayrec.data.datasets import open_dataset
-from rayrec.data.prompts import resolve_answers
+from rayrec.data.prompts import Answers, resolve_answers
 from rayrec.data.tokenise import load_tokenizer
+from rayrec.errors import InputError
 from rayrec.models.checkpoints import local_backbone
-from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build, trainable
+from rayrec.models.sasrecllm import ModelShape
 from rayrec.run import Run
 from rayrec.sources import fetch
-from rayrec.stages import STAGES
+from rayrec.stages import STAGES, StageName
 from rayrec.training.cluster import check_fits, local_limit
+from rayrec.training.footprint import TOKENS, Footprint, footprint
 from rayrec.training.job import DataFacts, StageJob
+from rayrec.training.model import quiet_libraries
 from rayrec.training.trackers import check_trackers
 
 _GUESSED_MAX_LEN = 50  # stands in for `auto` until the data is prepared
-_TOKENS = 256  # of a prompt, for the estimate: ten titles seldom need more
+_USABLE = 0.95  # of a card: what allocation in blocks leaves unused
+
+# What makes a stage smaller, cheapest in time first; the first that fits is proposed.
+_SMALLER: tuple[dict[str, Any], ...] = (
+    {"gradient_checkpointing": True},
+    {"micro_batch": 1},
+    {"gradient_checkpointing": True, "micro_batch": 1},
+    {"quantised": "nf4"},
+    {"quantised": "nf4", "gradient_checkpointing": True},
+    {"zero_stage": 3, "gradient_checkpointing": True},
+    {"zero_stage": 3, "gradient_checkpointing": True, "offload": "all", "micro_batch": 1},
+)
+_KEYS = {
+    "gradient_checkpointing": "engine.gradient_checkpointing",
+    "zero_stage": "engine.zero_stage",
+    "offload": "engine.offload",
+    "quantised": "backbone.quantised",
+}
+
+
+class _Model(NamedTuple):
+    name: str
+    shape: Path  # a folder, or a config.json
+    answers: Answers | None  # None: no tokenizer at hand
 
 
 def print_plan(config: Config) -> None:
-    """Check sources, backbone, name, storage and cluster; print stages, parameters, steps, rows, memory and places.
+    """Print stages, parameters, steps, rows and memory, then what would stop the run here.
 
     Raises:
-        InputError: one of the checks fails.
+        InputError: the run could not start: its sources, name, storage or cluster; all in one line, printed last.
     """
-    run = Run(config)
-    storage.check_writable(storage.absolute(config.storage))
-    run.check_name()
-    check_trackers(config.trackers)
+    quiet_libraries()
+    run, problems = Run(config), _Problems()
+    reached = problems.of(storage.check_writable, storage.absolute(config.storage))
+    if reached:
+        problems.of(run.check_name)
+    problems.of(check_trackers, config.trackers)
     limit = local_limit()
     if limit is not None:
-        check_fits(config.cluster, limit)
-    backbone = local_backbone(config.backbone.sources)
-    answers = resolve_answers(load_tokenizer(backbone))
-    facts, origin = (run.facts, "prepared") if run.data.is_complete else (_expected(config), "expected")
-    ids = (answers.yes, answers.no)
-    shape = ModelShape(items=facts.items, max_len=facts.max_len, backbone=backbone, answers=ids, empty=True)
+        problems.of(check_fits, config.cluster, limit)
+    model = _model(config)
+    prepared = reached and run.data.is_complete
+    facts, origin = (run.facts, "prepared") if prepared else _expected(config, problems)
+    ids = (model.answers.yes, model.answers.no) if model.answers else (0, 1)
+    shape = ModelShape(items=facts.items, max_len=facts.max_len, backbone=model.shape, answers=ids, empty=True)
     console = Console(width=100, highlight=False)
-    console.print(f"{config.name}: {config.data.dataset}, {backbone.name}, seed {config.seed}")
-    console.print(
-        f"data ({origin})  {facts.rows['train']:,} training rows, {facts.items:,} items, history of {facts.max_len}"
-    )
-    console.print(_table(config, facts, shape, run))
-    cluster, engine = config.cluster, config.engine
-    console.print(
-        f"workers  {cluster.workers} x {cluster.cpus_per_worker} CPU, {cluster.gpus_per_worker} GPU;"
-        f" ZeRO-{engine.zero_stage}, {engine.precision}, clipping at {engine.gradient_clipping:g}"
-    )
-    console.print(f'answers  "Yes" is token {answers.yes}, "No" is token {answers.no}; score {config.backbone.score}')
-    console.print(f"output   {run.folder}", soft_wrap=True)
+    console.print(f"{config.name}: {config.data.dataset}, {model.name}, seed {config.seed}")
+    rows = facts.rows["train"]
+    console.print(f"data ({origin})  {rows:,} training rows, {facts.items:,} items, history of {facts.max_len}")
+    jobs = {stage: StageJob(config=config, stage=stage, facts=facts, data=run.path("data")) for stage in STAGES}
+    needs = {stage: footprint(job, shape) for stage, job in jobs.items()}
+    console.print(_stages(jobs, needs))
+    console.print(_memory(needs, config))
+    for line in _fitting(jobs, needs, shape):
+        console.print(line, soft_wrap=True)
+    _print_rest(console, run, model)
+    problems.tell()
 
 
-def _table(config: Config, facts: DataFacts, shape: ModelShape, run: Run) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("stage", "trains", "reads", "loss"):
-        table.add_column(name)
-    for name in ("parameters", "steps", "rows", "GB a worker"):
-        table.add_column(name, justify="right")
-    for stage, spec in STAGES.items():
-        job = StageJob(config=config, stage=stage, facts=facts, data=run.path("data"))
-        need = _needs(job, shape)
+class _Problems:
+    """Checks that failed; the plan goes on without them."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def of(self, check: Callable[..., Any], *arguments: Any) -> bool:
+        """Whether ``check`` held."""
+        try:
+            check(*arguments)
+        except InputError as error:
+            self.found.append(str(error))
+            return False
+        return True
+
+    def tell(self) -> None:
+        """Raises ``InputError`` for what was found."""
+        if self.found:
+            raise InputError(" | ".join(self.found))
+
+
+def _model(config: Config) -> _Model:
+    """The smallest of the backbone that tells its shape.
+
+    Raises:
+        InputError: not even that is to be had.
+    """
+    if config.backbone.plan_from:
+        path = Path(config.backbone.plan_from)
+        if not path.is_file():
+            raise InputError(f"backbone.plan_from: {path}: no such file; give the model's config.json, or leave it out")
+        return _Model(path.stem, path, None)
+    folder = local_backbone(config.backbone.sources, config_only=True)
+    has_tokenizer = any(folder.glob("tokenizer*"))
+    return _Model(folder.name, folder, resolve_answers(load_tokenizer(folder)) if has_tokenizer else None)
+
+
+def _stages(jobs: dict[StageName, StageJob], needs: dict[StageName, Footprint]) -> Table:
+    table = _table("stage", "trains", "reads", "loss", numbers=("parameters", "steps", "rows"))
+    for stage, job in jobs.items():
         table.add_row(
             stage.value,
             "+".join(job.trains),
-            spec.reads.value,
+            job.spec.reads.value,
             job.settings.loss.value,
-            f"{need.trainable:,}",
+            f"{needs[stage].trainable:,}",
             f"{job.total_steps:,}",
             f"{job.total_steps * job.settings.batch:,}",
-            f"{need.gigabytes:.2f}",
         )
     return table
 
 
-@dataclass(frozen=True)
-class _Needs:
-    trainable: int
-    gigabytes: float
+def _memory(needs: dict[StageName, Footprint], config: Config) -> Table:
+    table = _table(
+        "GB a worker", numbers=("weights", "gradients", "optimizer", "activations", "buffers", "all", "offloaded")
+    )
+    for stage, need in needs.items():
+        parts = (need.weights, need.gradients, need.optimizer, need.activations, need.buffers, need.device, need.host)
+        table.add_row(stage.value, *(f"{part / 1e9:.2f}" for part in parts))
+    table.caption = f"prompts of {TOKENS} tokens, none shared: an upper bound of activations"
+    table.caption_justify = "left"
+    return table
 
 
-def _needs(job: StageJob, shape: ModelShape) -> _Needs:
-    """Exact parameter counts from the meta device, and the tensors of one worker: weights, optimizer, activations."""
-    with torch.device("meta"):
-        model = build(job.config, shape, parts=job.parts, with_backbone=job.spec.reads.uses_backbone)
-    trained = sum(p.numel() for p in trainable(model, job.trains).values())
-    total = sum(p.numel() for p in model.parameters())
-    width = torch.finfo(DTYPES[job.precision]).bits // 8
-    zero, workers = job.config.engine.zero_stage, job.config.cluster.workers
-    weights = total * width / (workers if zero == 3 else 1)
-    gradients = trained * 4 / (workers if zero >= 2 else 1)
-    moments = trained * (8 + (4 if width < 4 else 0)) / (workers if zero >= 1 else 1)
-    return _Needs(trained, (weights + gradients + moments + _activations(job, model, width)) / 1e9)
+def _fitting(jobs: dict[StageName, StageJob], needs: dict[StageName, Footprint], shape: ModelShape) -> list[str]:
+    """Whether each stage fits the card, and what would make it fit."""
+    card = next(iter(jobs.values())).config.cluster.card_gb
+    if card is None:
+        return []
+    room, lines = _USABLE * card * 1e9, []
+    for stage, job in jobs.items():
+        if needs[stage].device > room:
+            mend = next((text for text, smaller in _smaller(job) if footprint(smaller, shape).device <= room), None)
+            way = f"it would with {mend}" if mend else "nothing here would make it; take more workers or a larger card"
+            lines.append(f"{stage} does not fit a card of {card:g} GB; {way}")
+    return lines or [f"every stage fits a card of {card:g} GB, {1 - _USABLE:.0%} left free"]
 
 
-def _activations(job: StageJob, model: SASRecLLM, width: int) -> float:
-    """Bytes kept for the backward pass of one micro-batch: about 34 hidden-widths a token and layer.
+def _smaller(job: StageJob) -> list[tuple[str, StageJob]]:
+    """Variants of a stage, in words and as jobs."""
+    variants = []
+    for changes in _SMALLER:
+        named = {_KEYS.get(key, f"stages.{job.stage}.{key}"): value for key, value in changes.items()}
+        tree = job.config.model_dump()
+        for path, value in named.items():
+            *sections, key = path.split(".")
+            place = tree
+            for section in sections:
+                place = place[section]
+            place[key] = value
+        text = " ".join(f"--set {path}={str(value).lower()}" for path, value in named.items())
+        config = Config.model_validate(tree)
+        variants.append((text, StageJob(config=config, stage=job.stage, facts=job.facts, data=job.data)))
+    return variants
 
-    The factor is that of Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, section 4, without the attention
-    matrix, which scaled_dot_product_attention does not keep.
-    """
-    if model.backbone is None:
-        settings = job.config.encoder
-        return job.micro_batch * job.facts.max_len * settings.blocks * settings.width * 34 * 4
-    shape: Any = model.backbone.decoder.config
-    layers = 1 if job.config.engine.gradient_checkpointing else shape.num_hidden_layers
-    return float(job.micro_batch * _TOKENS * layers * shape.hidden_size * 17 * width)
+
+def _print_rest(console: Console, run: Run, model: _Model) -> None:
+    config = run.config
+    cluster, engine, answers = config.cluster, config.engine, model.answers
+    console.print(
+        f"workers  {cluster.workers} x {cluster.cpus_per_worker} CPU, {cluster.gpus_per_worker} GPU;"
+        f" ZeRO-{engine.zero_stage}, {config.backbone.quantised or engine.precision},"
+        f" clipping at {engine.gradient_clipping:g}"
+    )
+    if answers:
+        console.print(
+            f'answers  "Yes" is token {answers.yes}, "No" is token {answers.no}; score {config.backbone.score}'
+        )
+    console.print(f"output   {run.folder}", soft_wrap=True)
 
 
-def _expected(config: Config) -> DataFacts:
-    """Sizes before preparation, from one pass over the sources: an upper bound, for dirty rows are not dropped yet."""
-    data = config.data
-    paths = [fetch(data.resolved_sources, what=f"dataset {data.dataset}")] if data.resolved_sources else []
-    item_paths = [fetch(data.item_sources, what="item titles")] if data.item_sources else []
-    raw = open_dataset(data, config.seed, [Path(p) for p in paths], item_paths)
-    rows = sum(table.num_rows for table in raw.interactions())
-    items = sum(table.num_rows for table in raw.items())
-    wanted = config.encoder.max_len
-    return DataFacts(
+def _table(*names: str, numbers: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _expected(config: Config, problems: _Problems) -> tuple[DataFacts, str]:
+    """Sizes before preparation, an upper bound, for dirty rows are not dropped yet; and where they come from."""
+    data, wanted = config.data, config.encoder.max_len
+    try:
+        (rows, items), origin = _counted(data, config.seed), "expected"
+    except InputError as error:
+        if data.sources is not None or data.dataset not in DATASET_SIZES:
+            raise
+        problems.found.append(str(error))
+        (rows, items), origin = DATASET_SIZES[data.dataset], "published"
+    facts = DataFacts(
         items=min(items, data.max_items or items),
         max_len=_GUESSED_MAX_LEN if wanted == "auto" else wanted,
         rows={
@@ -134,3 +226,12 @@ def _expected(config: Config) -> DataFacts:
             "test": rows - math.floor(rows * (data.split.train + data.split.valid)),
         },
     )
+    return facts, origin
+
+
+def _counted(data: DataConfig, seed: int) -> tuple[int, int]:
+    """Rows and items of the sources, in one pass."""
+    paths = [fetch(data.resolved_sources, what=f"dataset {data.dataset}")] if data.resolved_sources else []
+    item_paths = [fetch(data.item_sources, what="item titles")] if data.item_sources else []
+    raw = open_dataset(data, seed, [Path(p) for p in paths], item_paths)
+    return sum(table.num_rows for table in raw.interactions()), sum(table.num_rows for table in raw.items())

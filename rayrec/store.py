@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rayrec import storage
-from rayrec.config import STORE, Config, fingerprint
+from rayrec.config import STORE, Config, fingerprint, identity
 from rayrec.data.prepare import MANIFEST
 from rayrec.data.tokenise import FOLDER as PROMPTS
 from rayrec.data.tokenise import MARK
@@ -127,7 +127,7 @@ def _content(job: StageJob, data: Prepared, parents: Mapping[str, str]) -> dict[
     if Part.MAPPER in job.parts:
         content["mapper"] = dumped["mapper"]
     if reads_text:
-        content |= {"backbone": dumped["backbone"], "lora": dumped["lora"], "fast": dumped["fast"]}
+        content |= {"backbone": identity(config)["backbone"], "lora": dumped["lora"], "fast": dumped["fast"]}
     return content
 
 

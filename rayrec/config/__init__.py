@@ -5,7 +5,6 @@ Imports neither torch nor ray. A run's identity is ``fingerprint(config)``.
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, PositiveInt, model_validator
@@ -57,8 +56,13 @@ class Config(Section):
             raise ValueError(f"name: {STORE!r} is the folder of stage results that runs share; choose another name")
         for name in STAGES:
             accumulation_steps(self, name)
-        if self.engine.precision == "fp16" and not self.cluster.gpus_per_worker:
-            raise ValueError("engine.precision: fp16 needs a GPU; use bf16 or fp32, or set cluster.gpus_per_worker")
+        for asked, key, mend in (
+            (self.engine.precision == "fp16", "engine.precision: fp16", "use bf16 or fp32"),
+            (self.engine.offload != "none", f"engine.offload: {self.engine.offload}", "leave it out"),
+            (self.backbone.quantised, f"backbone.quantised: {self.backbone.quantised}", "leave it out"),
+        ):
+            if asked and not self.cluster.gpus_per_worker:
+                raise ValueError(f"{key} needs a GPU; {mend}, or set cluster.gpus_per_worker")
         if "://" in self.storage.removeprefix("file://") and self.trackers.writes_files:
             raise ValueError(
                 f"trackers: {self.trackers.writes_files} writes files into the run's folder, and storage is a URI; use"
@@ -84,12 +88,12 @@ def accumulation_steps(config: Config, name: StageName) -> int:
 
 
 # What may change between two calls without changing any result: how to run is not what to run.
-_NOT_IDENTITY: Mapping[str, Any] = {"name": True, "storage": True, "cluster": True, "trackers": True}
+_NOT_IDENTITY: Any = {"name": True, "storage": True, "cluster": True, "trackers": True, "backbone": {"plan_from": True}}
 
 
 def identity(config: Config) -> dict[str, Any]:
     """All that determines the results, as plain data."""
-    return config.model_dump(mode="json", exclude=set(_NOT_IDENTITY))
+    return config.model_dump(mode="json", exclude=_NOT_IDENTITY)
 
 
 def fingerprint(content: Any) -> str:

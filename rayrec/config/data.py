@@ -25,6 +25,10 @@ DATASET_SOURCES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+# Ratings and titles, as the README.txt of each says: for --plan where the files are not at hand.
+DATASET_SIZES: Mapping[str, tuple[int, int]] = {"ml-100k": (100_000, 1_682), "ml-1m": (1_000_209, 3_883)}
+
+
 class SplitConfig(Section):
     """Shares of the rows by global time; what is left is the test set, the newest."""
 

@@ -36,6 +36,8 @@ class MapperConfig(Section):
 class BackboneConfig(Section):
     sources: tuple[str, ...] = DEFAULT_BACKBONE
     score: Literal["yes_no", "yes"] = "yes_no"
+    quantised: Literal["nf4"] | None = None  # frozen weights in 4 bits (QLoRA, arXiv 2305.14314): CUDA, extra `nf4`
+    plan_from: str | None = None  # a config.json, for --plan where the weights are not at hand; changes no result
 
     @field_validator("sources", mode="before")
     @classmethod

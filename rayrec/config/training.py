@@ -18,6 +18,15 @@ class EngineConfig(Section):
     precision: Precision = "bf16"
     gradient_clipping: float = Field(1.0, gt=0)
     gradient_checkpointing: bool = False
+    offload: Literal["none", "optimizer", "all"] = "none"  # to the CPU's memory; "all": the weights too, with ZeRO-3
+
+    @model_validator(mode="after")
+    def _offloads_what_is_sharded(self) -> "EngineConfig":
+        if self.offload == "optimizer" and not self.zero_stage:
+            raise ValueError("offload: optimizer needs ZeRO; set zero_stage to 1, 2 or 3")
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(f"offload: all needs ZeRO-3, found zero_stage {self.zero_stage}; use offload: optimizer")
+        return self
 
 
 class FastConfig(Section):
@@ -32,6 +41,7 @@ class ClusterConfig(Section):
     workers: PositiveInt = 2
     gpus_per_worker: int = Field(0, ge=0)
     cpus_per_worker: PositiveInt = 1
+    card_gb: PositiveFloat | None = None  # memory of a worker's GPU: --plan says what fits
     max_failures: int = Field(3, ge=-1)  # worker-group restarts before a stage gives up; -1: no limit
 
 

@@ -105,29 +105,62 @@ class Backbone(nn.Module):
 
 
 def load_backbone(
-    folder: Path, *, answers: tuple[int, int], yes_only: bool, dtype: torch.dtype, checkpointing: bool = False
+    folder: Path,
+    *,
+    answers: tuple[int, int],
+    yes_only: bool,
+    dtype: torch.dtype,
+    checkpointing: bool = False,
+    quantised: bool = False,
 ) -> Backbone:
     """The frozen backbone in ``folder`` (transformers layout); ``answers`` are the token ids of "Yes" and "No".
+
+    ``quantised``: linear layers in 4 bits (NF4, constants quantised again), on this process's GPU.
 
     Raises:
         InputError: the folder holds no causal LM that transformers can load.
     """
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
+    options = _nf4(dtype) if quantised else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{folder}: not a causal language model that transformers can load: {error}") from None
     return _backbone(model, answers, yes_only, checkpointing)
 
 
+def _nf4(dtype: torch.dtype) -> dict[str, Any]:
+    """Packed in tensors of the compute type, since ZeRO-3 shards only what has one type."""
+    from transformers import BitsAndBytesConfig  # noqa: PLC0415
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype,
+    )
+    return {"quantization_config": settings, "device_map": {"": torch.cuda.current_device()}}
+
+
 def empty_backbone(
-    folder: Path, *, answers: tuple[int, int], yes_only: bool, dtype: torch.dtype, checkpointing: bool = False
+    shape: Path, *, answers: tuple[int, int], yes_only: bool, dtype: torch.dtype, checkpointing: bool = False
 ) -> Backbone:
-    """The same with no weights loaded: its parameters lie on torch's default device, which may be "meta"."""
+    """The same with no weights loaded and nothing quantised, on torch's default device, which may be "meta".
+
+    ``shape`` is the folder, or its config.json alone.
+
+    Raises:
+        InputError: no configuration of a causal LM that transformers knows.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True), dtype=dtype)
+    try:
+        config = AutoConfig.from_pretrained(shape, local_files_only=True)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{shape}: not the configuration of a causal language model: {error}") from None
     return _backbone(model, answers, yes_only, checkpointing)
 
 

@@ -12,8 +12,8 @@ from rayrec.models.tiny import SOURCE, write_tiny_llama
 from rayrec.sources import cache_folder, fetch, file_sha256
 
 
-def local_backbone(sources: Sequence[str]) -> Path:
-    """The folder of the first source that works.
+def local_backbone(sources: Sequence[str], *, config_only: bool = False) -> Path:
+    """The folder of the first source that works; with ``config_only`` a hub's holds its config.json alone.
 
     A GGUF file is dequantised, saved as safetensors in the cache and read from there ever after.
 
@@ -24,7 +24,7 @@ def local_backbone(sources: Sequence[str]) -> Path:
     cache = cache_folder() / "backbones"
     if list(sources) == [SOURCE]:
         return _once(cache / "tiny-llama", write_tiny_llama)
-    path = fetch(sources, what="backbone")
+    path = fetch(sources, what="backbone", config_only=config_only)
     if path.is_file() and path.suffix == ".gguf":
         return _once(cache / f"{path.stem}-{file_sha256(path)[:16]}", lambda folder: _convert_gguf(path, folder))
     if not (path / "config.json").is_file():

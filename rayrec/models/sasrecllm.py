@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -108,7 +109,7 @@ class ModelShape:
 
     items: int
     max_len: int
-    backbone: Path | None = None
+    backbone: Path | None = None  # its folder; where the model stays empty, its config.json will do
     answers: tuple[int, int] | None = None  # token ids of "Yes" and "No"
     empty: bool = False  # nothing loaded: for counting on the meta device
 
@@ -119,7 +120,9 @@ def build(config: Config, shape: ModelShape, *, parts: Collection[Part], with_ba
     backbone = None
     if with_backbone:
         assert shape.backbone is not None and shape.answers is not None
-        backbone = (empty_backbone if shape.empty else load_backbone)(
+        quantised = config.backbone.quantised is not None
+        load = empty_backbone if shape.empty else partial(load_backbone, quantised=quantised)
+        backbone = load(
             shape.backbone,
             answers=shape.answers,
             yes_only=config.backbone.score == "yes",

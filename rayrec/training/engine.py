@@ -21,6 +21,8 @@ from rayrec.models.sasrecllm import SASRecLLM, trainable
 from rayrec.stages import Part
 from rayrec.training.job import StageJob
 
+LIVE = 300_000_000  # weights that ZeRO-3 holds gathered at a time: a layer of an 8B model has 218 million
+_BUCKET = 50_000_000
 MOMENTS = ("exp_avg", "exp_avg_sq")
 State = dict[str, Tensor]  # "weights/...", "exp_avg/...", "exp_avg_sq/..." -> fp32 on the CPU
 
@@ -47,13 +49,30 @@ def parameter_groups(
     return [{"params": p, "lr": 0.0, "peak_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 
 
-def deepspeed_config(engine: EngineConfig, precision: Precision, micro_batch: int, accumulation: int) -> dict[str, Any]:
+def bucket(trained: Sequence[int]) -> int:
+    """Numbers of a gradient bucket: all there are, up to a limit, but no tensor is cut.
+
+    DeepSpeed takes a bucket's memory whole, half a billion numbers where nothing is said.
+    """
+    return max(min(sum(trained), _BUCKET), *trained)
+
+
+def deepspeed_config(
+    engine: EngineConfig, precision: Precision, *, micro_batch: int, accumulation: int, bucket: int
+) -> dict[str, Any]:
     """DeepSpeed's own configuration. Clipping is always set: left out, ZeRO and plain training clip differently."""
+    zero: dict[str, Any] = {"stage": engine.zero_stage, "reduce_bucket_size": bucket}
+    if engine.zero_stage == 3:
+        zero |= {"stage3_max_live_parameters": LIVE, "stage3_max_reuse_distance": LIVE}
+    if engine.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if engine.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": engine.gradient_clipping,
-        "zero_optimization": {"stage": engine.zero_stage},
+        "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
@@ -91,7 +110,14 @@ class Engine:
         # ZeRO holds the fp32 truth of low-precision weights in places of its own; keep ours to seed it exactly.
         exact = {name: p.detach().float().clone() for name, p in self.parameters.items()}
         optimizer = torch.optim.AdamW(parameter_groups(objective, self.parameters, stage), lr=0.0, foreach=False)
-        self._engine = _initialize(objective, optimizer, deepspeed_config(engine, precision, micro_batch, accumulation))
+        config = deepspeed_config(
+            engine,
+            precision,
+            micro_batch=micro_batch,
+            accumulation=accumulation,
+            bucket=bucket([p.numel() for p in self.parameters.values()]),
+        )
+        self._engine = _initialize(objective, optimizer, config)
         self._inner = optimizer
         self.device: torch.device = self._engine.device
         self._masters = _unsharded_masters(self._engine.optimizer)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from rayrec.models.backbone import merge_lora
 from rayrec.models.checkpoints import local_backbone
 from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build, calibrate_mapper
 from rayrec.stages import STAGES, Part, StageName
+from rayrec.training.hardware import check_hardware
 from rayrec.training.job import DataFacts, StageJob, derive_seed
 from rayrec.training.parts import load_part
 
@@ -33,9 +35,11 @@ def stage_model(job: StageJob) -> SASRecLLM:
     """The stage's model at its first step: inherited parts loaded, new ones drawn from the seed.
 
     Raises:
-        InputError: a part that the stage starts from is missing, damaged or of another shape.
+        InputError: a part that the stage starts from is missing, damaged or of another shape, or this worker's GPU
+            cannot do what the configuration asks.
     """
     quiet_libraries()
+    check_hardware(job.config, with_backbone=job.spec.reads.uses_backbone)
     shape = model_shape(job.config, job.facts, with_backbone=job.spec.reads.uses_backbone)
     torch.manual_seed(derive_seed(job.config.seed, job.stage, "weights"))
     model = build(job.config, shape, parts=job.parts, with_backbone=job.spec.reads.uses_backbone)
@@ -43,7 +47,7 @@ def stage_model(job: StageJob) -> SASRecLLM:
         load_part(folder, part, model)
     if Part.MAPPER in job.parts and Part.MAPPER not in job.origins:
         calibrate_mapper(model)
-    if job.config.fast.merge_lora and model.backbone and Part.LORA in job.origins and Part.LORA not in job.trains:
+    if _merges(job.config) and model.backbone and Part.LORA in job.origins and Part.LORA not in job.trains:
         merge_lora(model.backbone)
     return model
 
@@ -59,20 +63,26 @@ class ScoringJob:
 
 
 def scoring_model(job: ScoringJob) -> SASRecLLM:
-    """A system's model in eval mode, in the precision that it was trained in."""
+    """A system's model in eval mode, in the precision that it was trained in; raises as ``stage_model``."""
     quiet_libraries()
+    check_hardware(job.config, with_backbone=job.uses_backbone)
     shape = model_shape(job.config, job.facts, with_backbone=job.uses_backbone)
     torch.manual_seed(0)  # every weight that is drawn here is overwritten
     model = build(job.config, shape, parts=job.parts.keys(), with_backbone=job.uses_backbone)
     for part, folder in sorted(job.parts.items()):
         load_part(folder, part, model)
-    if job.config.fast.merge_lora and model.backbone and Part.LORA in job.parts:
+    if _merges(job.config) and model.backbone and Part.LORA in job.parts:
         merge_lora(model.backbone)
     if job.uses_backbone:
         for parameter in model.parameters():  # as the engine casts them; buffers stay fp32
             parameter.data = parameter.data.to(DTYPES[job.config.engine.precision])
     model.set_mode(())
     return model
+
+
+def _merges(config: Config) -> bool:
+    """Added to weights of four bits, a LoRA would be rounded."""
+    return config.fast.merge_lora and config.backbone.quantised is None
 
 
 def warn_of_slow_bf16(config: Config, stages: Collection[StageName]) -> None:
@@ -95,4 +105,6 @@ def quiet_libraries() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says on import that it looked for a GPU
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # transformers 5.23 has a new name for gradient checkpointing's switch that 5.20, on Python 3.10, does not know.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.getLogger("torchao").setLevel(logging.ERROR)

@@ -45,6 +45,16 @@ def test_a_model_on_a_hub(hub: Server, cache: Path, revision: str) -> None:
     assert (fetch([f"hf://org/toy{revision}"], what="backbone", cache=cache) / "model.safetensors").exists()
 
 
+def test_a_models_config_alone(hub: Server, cache: Path) -> None:
+    folder = fetch(["hf://org/toy"], what="backbone", cache=cache, config_only=True)
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    asked = len(hub.hits)
+    assert fetch(["hf://org/toy"], what="backbone", cache=cache, config_only=True) == folder
+    assert len(hub.hits) == asked
+    whole = fetch(["hf://org/toy"], what="backbone", cache=cache)  # is not taken for fetched
+    assert (whole / "model.safetensors").read_bytes() == b"weights"
+
+
 def test_a_hub_cache_behind_a_link(hub: Server, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")

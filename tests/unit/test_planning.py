@@ -13,7 +13,10 @@ from rayrec.settings import load
 from rayrec.stages import STAGES
 from rayrec.training.job import DataFacts, StageJob
 
-SMOKE = Path(__file__).resolve().parents[2] / "configs" / "smoke.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+SMOKE = ROOT / "configs" / "smoke.yaml"
+BATCHES = ("stages.pretrain_encoder.batch=128", "stages.tune_lora.batch=256", "stages.tune_hybrid.batch=256")
+OF_A_CARD = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if "plan_from" in path.read_text())
 
 
 def smoke(tmp_path: Path, *overrides: str) -> Config:
@@ -23,7 +26,7 @@ def smoke(tmp_path: Path, *overrides: str) -> Config:
 def test_trainable_parameters_steps_and_rows_are_those_of_the_real_stages(
     tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "local_backbone", lambda sources: tiny)
+    monkeypatch.setattr(planning, "local_backbone", lambda sources, config_only: tiny)
     config = smoke(tmp_path)
     planning.print_plan(config)
     printed = capsys.readouterr().out
@@ -34,7 +37,7 @@ def test_trainable_parameters_steps_and_rows_are_those_of_the_real_stages(
         torch.manual_seed(0)
         model = build(config, shape, parts=job.parts, with_backbone=spec.reads.uses_backbone)
         count = sum(parameter.numel() for parameter in trainable(model, job.trains).values())
-        (line,) = [line for line in printed.splitlines() if line.startswith(stage.value)]
+        line, _memory = (line for line in printed.splitlines() if line.startswith(stage.value))
         assert f" {count:,} " in line
         assert f" {job.total_steps} " in line and f" {job.total_steps * job.settings.batch:,} " in line
     assert f"{tmp_path}/runs/smoke" in printed
@@ -42,7 +45,7 @@ def test_trainable_parameters_steps_and_rows_are_those_of_the_real_stages(
 
 
 def test_nothing_is_left_behind(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "local_backbone", lambda sources: tiny)
+    monkeypatch.setattr(planning, "local_backbone", lambda sources, config_only: tiny)
     planning.print_plan(smoke(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
@@ -56,6 +59,63 @@ def test_nothing_is_left_behind(tmp_path: Path, tiny: Path, monkeypatch: pytest.
     ],
 )
 def test_what_would_fail_later_fails_now(override: str, message: str, tmp_path: Path) -> None:
-    batch = ("stages.pretrain_encoder.batch=128", "stages.tune_lora.batch=256", "stages.tune_hybrid.batch=256")
     with pytest.raises(InputError, match=message):
-        planning.print_plan(smoke(tmp_path, *batch, override))
+        planning.print_plan(smoke(tmp_path, *BATCHES, override))
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No source delivers; the cluster is elsewhere."""
+
+    def fail(sources: object, *, what: str) -> None:
+        raise InputError(f"{what}: no source delivers")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(planning, "fetch", fail)
+    monkeypatch.setattr(planning, "local_limit", lambda: None)
+
+
+@pytest.mark.parametrize("path", OF_A_CARD, ids=lambda path: path.stem)
+@pytest.mark.usefixtures("offline")
+def test_a_plan_needs_no_more_than_the_models_config(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What stops the run here comes last, in one line."""
+    with pytest.raises(InputError) as caught:
+        planning.print_plan(load(path, [f"storage={tmp_path}"]))
+    assert str(caught.value) == "dataset ml-1m: no source delivers"
+    printed = capsys.readouterr().out
+    assert "data (published)  800,167 training rows, 3,883 items" in printed
+    assert "every stage fits a card of 15 GB" in printed
+    assert max(len(line) for line in printed.splitlines() if "output" not in line) <= 100
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        (4.4, "tune_lora does not fit a card of 4.4 GB; it would with --set engine.gradient_checkpointing=true"),
+        (2.6, "--set backbone.quantised=nf4"),
+        (0.7, "tune_lora does not fit a card of 0.7 GB; nothing here would make it"),
+    ],
+)
+@pytest.mark.usefixtures("offline")
+def test_what_does_not_fit_is_told_with_the_mend(
+    card: float, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ROOT / "configs" / "ml1m_tinyllama_t4.yaml"
+    with pytest.raises(InputError, match="no source"):
+        planning.print_plan(load(path, [f"storage={tmp_path}", f"cluster.card_gb={card}"]))
+    assert expected in capsys.readouterr().out
+
+
+def test_all_that_would_stop_a_run_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"storage .*cannot be written.* \| cluster\.workers: 64 workers"):
+        planning.print_plan(smoke(tmp_path, "cluster.workers=64", "storage=nosuch://bucket", *BATCHES))
+
+
+def test_a_shape_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"backbone\.plan_from: /no/config\.json: no such file"):
+        planning.print_plan(smoke(tmp_path, "backbone.plan_from=/no/config.json"))
+    (tmp_path / "config.json").write_text('{"model_type": "nonesuch"}')
+    with pytest.raises(InputError, match="not the configuration of a causal language model"):
+        planning.print_plan(smoke(tmp_path, f"backbone.plan_from={tmp_path}/config.json"))
