@@ -39,7 +39,7 @@ def test_trainable_parameters_steps_and_rows_are_those_of_the_real_stages(
         count = sum(parameter.numel() for parameter in trainable(model, job.trains).values())
         line, _memory = (line for line in printed.splitlines() if line.startswith(stage.value))
         assert f" {count:,} " in line
-        assert f" {job.total_steps} " in line and f" {job.total_steps * job.settings.batch:,} " in line
+        assert f" {job.total_steps} " in line and line.endswith(f" {job.total_steps * job.settings.batch:,}")
     assert f"{tmp_path}/runs/smoke" in printed
     assert max(len(line) for line in printed.splitlines() if "output" not in line) <= 100
 
