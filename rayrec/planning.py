@@ -186,8 +186,9 @@ def _smaller(job: StageJob) -> list[tuple[str, StageJob]]:
 def _print_rest(console: Console, run: Run, model: _Model) -> None:
     config = run.config
     cluster, engine, answers = config.cluster, config.engine, model.answers
+    workers = cluster.least if cluster.least == cluster.most else f"{cluster.least} to {cluster.most}"
     console.print(
-        f"workers  {cluster.workers} x {cluster.cpus_per_worker} CPU, {cluster.gpus_per_worker} GPU;"
+        f"workers  {workers} x {cluster.cpus_per_worker} CPU, {cluster.gpus_per_worker} GPU;"
         f" ZeRO-{engine.zero_stage}, {config.backbone.quantised or engine.precision},"
         f" clipping at {engine.gradient_clipping:g}"
     )

@@ -129,7 +129,9 @@ def _scored_by_actors(
         fn_constructor_args=(dict(tasks),),
         batch_size=None,  # one call is one block
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(cluster.workers, len(calls))),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(cluster.least, len(calls)), max_size=min(cluster.most, len(calls))
+        ),
         num_cpus=resources["CPU"],
         num_gpus=resources.get("GPU", 0),
     )

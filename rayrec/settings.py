@@ -105,9 +105,15 @@ def _keys_at(path: Sequence[str], root: type[BaseModel]) -> list[str]:
     for key in path:
         if key not in section.model_fields:  # the key of a mapping to sections, or the kind of one of several
             continue
-        annotation = section.model_fields[key].annotation
-        options = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        options = _sections(section.model_fields[key].annotation)
         if not options:
             return []
         section = options[0]
     return list(section.model_fields)
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a type admits, however it is put together."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]

@@ -1,11 +1,10 @@
 """The rows that both sides of a comparison train on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
-from rayrec.data.streams import WorkerOrder
 from rayrec.training.job import StageJob
 
 _EPOCH = 4  # rounds
@@ -22,19 +21,8 @@ class Rounds:
         """The batches of a round as the stage draws them: like lengths, equal histories together."""
         rows = self.job.rows("train").open()
         first = (number + 1) * self.steps
-        return [rows.fetch(self._order().plan().step(step)) for step in range(first, first + self.steps)]
-
-    def _order(self) -> WorkerOrder:
-        job = self.job
-        return WorkerOrder(
-            source=job.rows("train"),
-            batch=job.settings.batch,
-            steps_per_epoch=_EPOCH * self.steps,
-            seed=0,
-            rank=0,
-            world=1,
-            most_shared=job.most_shared,
-        )
+        plan = replace(self.job.order(0, 1), steps_per_epoch=_EPOCH * self.steps).plan()
+        return [rows.fetch(plan.step(step)) for step in range(first, first + self.steps)]
 
     def shuffled(self, number: int) -> list[pa.Table]:
         """The same rows in batches as a shuffling loader draws them."""

@@ -35,7 +35,7 @@ def run_benchmark(benchmark: Benchmark) -> None:
     with connected(base.cluster):
         prepare_rows(base, data)
         prepare_prompts(base, data)
-    torch.set_num_threads(base.cluster.workers * base.cluster.cpus_per_worker)
+    torch.set_num_threads(base.cluster.most * base.cluster.cpus_per_worker)
     found: list[Comparison] = []
     with tempfile.TemporaryDirectory() as scratch:
         alone(Path(scratch))

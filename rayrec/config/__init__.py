@@ -5,6 +5,7 @@ Imports neither torch nor ray. A run's identity is ``fingerprint(config)``.
 
 import hashlib
 import json
+import math
 from typing import Any
 
 from pydantic import Field, PositiveInt, model_validator
@@ -55,7 +56,8 @@ class Config(Section):
         if self.name == STORE:
             raise ValueError(f"name: {STORE!r} is the folder of stage results that runs share; choose another name")
         for name in STAGES:
-            accumulation_steps(self, name)
+            for workers in range(self.cluster.least, self.cluster.most + 1):
+                micro_batch_rows(self, name, workers)
         for asked, key, mend in (
             (self.engine.precision == "fp16", "engine.precision: fp16", "use bf16 or fp32"),
             (self.engine.offload != "none", f"engine.offload: {self.engine.offload}", "leave it out"),
@@ -71,20 +73,21 @@ class Config(Section):
         return self
 
 
-def accumulation_steps(config: Config, name: StageName) -> int:
-    """Forward passes of one worker per optimizer step.
+def micro_batch_rows(config: Config, name: StageName, workers: int) -> int:
+    """Rows per forward pass of one of ``workers``: the largest equal parts of its share that ``micro_batch`` allows.
 
     Raises:
         ValueError: the global batch does not divide evenly.
     """
-    stage, workers = config.stages[name], config.cluster.workers
-    micro = stage.micro_batch or max(1, stage.batch // workers)
-    if stage.batch % (micro * workers):
+    stage, cluster = config.stages[name], config.cluster
+    share, rest = divmod(stage.batch, workers)
+    if rest or not share:
+        multiple = math.lcm(*range(cluster.least, cluster.most + 1))
         raise ValueError(
-            f"stages.{name}.batch {stage.batch} is not divisible by micro_batch {micro} x workers {workers}; "
-            f"use a multiple of {micro * workers}"
+            f"stages.{name}.batch {stage.batch} is not divisible by {workers} workers; use a multiple of {multiple}"
         )
-    return stage.batch // (micro * workers)
+    most = min(stage.micro_batch or share, share)
+    return max(rows for rows in range(1, most + 1) if share % rows == 0)
 
 
 # What may change between two calls without changing any result: how to run is not what to run.

@@ -1,9 +1,9 @@
 """How stages train: engine, short cuts, workers, steps."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from rayrec.config.section import Section
 from rayrec.stages import STAGES, Loss, Part, StageName, inherited
@@ -37,12 +37,39 @@ class FastConfig(Section):
     merge_lora: bool = True  # a frozen LoRA becomes part of the weights
 
 
+class WorkerRange(Section):
+    """As many workers as there is room for; a group of another size goes on from the last checkpoint."""
+
+    min: PositiveInt = 1
+    max: PositiveInt
+    look_every: PositiveFloat = 60.0  # seconds between two looks for more room
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "WorkerRange":
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
+
+
 class ClusterConfig(Section):
-    workers: PositiveInt = 2
+    workers: Annotated[
+        Annotated[PositiveInt, Tag("[number]")] | Annotated[WorkerRange, Tag("[range]")],
+        Discriminator(lambda value: "[range]" if isinstance(value, Mapping | WorkerRange) else "[number]"),
+    ] = 2
     gpus_per_worker: int = Field(0, ge=0)
     cpus_per_worker: PositiveInt = 1
     card_gb: PositiveFloat | None = None  # memory of a worker's GPU: --plan says what fits
     max_failures: int = Field(3, ge=-1)  # worker-group restarts before a stage gives up; -1: no limit
+
+    @property
+    def least(self) -> int:
+        """Workers of the smallest group."""
+        return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
+
+    @property
+    def most(self) -> int:
+        """Workers of the largest group."""
+        return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
 
 
 class StageConfig(Section):
@@ -51,7 +78,7 @@ class StageConfig(Section):
     epochs: PositiveInt
     steps_per_epoch: PositiveInt | None = None  # None: the whole training set
     batch: PositiveInt = 16  # rows per optimizer step, over all workers
-    micro_batch: PositiveInt | None = None  # rows per forward pass of one worker; None: the worker's whole share
+    micro_batch: PositiveInt | None = None  # rows per forward pass of one worker, at most; None: its whole share
     lr: float = Field(1e-3, gt=0)
     part_lr: Mapping[Part, PositiveFloat] = {}  # where a part needs another rate than `lr`
     weight_decay: float = Field(1e-3, ge=0)

@@ -31,5 +31,5 @@ def print_search_plan(search: Search) -> None:
     if limit is not None:
         check_fits(cluster, limit)
         at_once = str(min(capacity(cluster, limit), config.concurrent or search.trials, search.trials))
-    console.print(f"workers    {cluster.workers} a trial; trials at once: {at_once}")
+    console.print(f"workers    {cluster.most} a trial; trials at once: {at_once}")
     console.print(f"output     {storage.join(root, config.name)}", soft_wrap=True)

@@ -64,16 +64,16 @@ def connected(cluster: ClusterConfig, *, dashboard: bool = False) -> Iterator[di
 def capacity(cluster: ClusterConfig, limit: dict[str, float]) -> int:
     """Worker groups that ``limit`` holds at once."""
     needs = (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker))
-    return min(int(limit.get(kind, 0) // (cluster.workers * each)) for kind, each in needs if each)
+    return min(int(limit.get(kind, 0) // (cluster.most * each)) for kind, each in needs if each)
 
 
 def check_fits(cluster: ClusterConfig, limit: dict[str, float]) -> None:
     """Raises ``InputError`` where the workers need more CPUs or GPUs than ``limit``."""
     for kind, each in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):
         there = limit.get(kind, 0)
-        if cluster.workers * each > there:
+        if cluster.least * each > there:
             raise InputError(
-                f"cluster.workers: {cluster.workers} workers x {each} {kind} need {cluster.workers * each}, the cluster"
+                f"cluster.workers: {cluster.least} workers x {each} {kind} need {cluster.least * each}, the cluster"
                 f" has {there:g}; set cluster.workers to {max(1, int(there // each))} or start more nodes"
             )
 

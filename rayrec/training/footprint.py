@@ -52,7 +52,7 @@ def footprint(job: StageJob, shape: ModelShape) -> Footprint:
     with torch.device("meta"):
         model = build(job.config, shape, parts=job.parts, with_backbone=job.spec.reads.uses_backbone)
         activations = _activations(job, model)
-    engine, workers = job.config.engine, job.config.cluster.workers
+    engine, workers = job.config.engine, job.config.cluster.least
     width = torch.finfo(DTYPES[job.precision]).bits // 8
     sizes = [p.numel() for p in trainable(model, job.trains).values()]
     trained = sum(sizes)

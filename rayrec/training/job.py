@@ -2,16 +2,17 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 from rayrec import storage
 from rayrec.batch import Batch
-from rayrec.config import Config, accumulation_steps
+from rayrec.config import Config, micro_batch_rows
 from rayrec.config.training import Precision, StageConfig
 from rayrec.data.collate import Cut, collate
 from rayrec.data.rows import RowSource
+from rayrec.data.streams import WorkerOrder
 from rayrec.stages import STAGES, Part, StageName, StageSpec, inherited
 
 
@@ -60,11 +61,16 @@ class StageJob:
 
     @property
     def accumulation(self) -> int:
-        return accumulation_steps(self.config, self.stage)
+        return self.settings.batch // (self.micro_batch * self.config.cluster.least)
 
     @property
     def micro_batch(self) -> int:
-        return self.settings.batch // (self.accumulation * self.config.cluster.workers)
+        return micro_batch_rows(self.config, self.stage, self.config.cluster.least)
+
+    def on(self, workers: int) -> "StageJob":
+        """The same stage on a group of this size."""
+        cluster = self.config.cluster.model_copy(update={"workers": workers})
+        return replace(self, config=self.config.model_copy(update={"cluster": cluster}))
 
     @property
     def most_shared(self) -> int:
@@ -99,6 +105,18 @@ class StageJob:
     def part_folder(self, part: Part) -> str:
         """Where the stage leaves a part."""
         return storage.join(self.folder, "parts", part.value)
+
+    def order(self, rank: int, world: int) -> WorkerOrder:
+        """The rows that a worker trains on, step by step."""
+        return WorkerOrder(
+            source=self.rows("train"),
+            batch=self.settings.batch,
+            steps_per_epoch=self.steps_per_epoch,
+            seed=derive_seed(self.config.seed, self.stage, "order"),
+            rank=rank,
+            world=world,
+            most_shared=self.most_shared,
+        )
 
     def rows(self, split: str) -> RowSource:
         """A split as this stage reads it."""

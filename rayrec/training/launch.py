@@ -1,6 +1,7 @@
 """The only TorchTrainer: stages on one group of workers, restarted from their last checkpoint when one dies."""
 
 import re
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +10,13 @@ from ray.train.torch import TorchTrainer
 
 from rayrec.errors import DivergedError, InputError
 from rayrec.training.job import StageJob
+from rayrec.training.log import recorded
 from rayrec.training.loop import train_worker
 from rayrec.training.parts import is_complete
 from rayrec.training.progress import live_lines
 from rayrec.training.trackers import train_callbacks
+
+_NEVER = 86400.0  # seconds; groups of a fixed size are not resized
 
 
 class StageError(RuntimeError):
@@ -21,8 +25,11 @@ class StageError(RuntimeError):
 
 def run_stages(jobs: Sequence[StageJob]) -> None:
     """Train stages of one configuration, in order, to their ends, and show how it goes; raises as ``train_stages``."""
+    before, began = _useful_seconds(jobs), time.monotonic()
     with live_lines() as board:
         train_stages(jobs, board, train_callbacks(jobs[0].config, board))
+    useful, spent = _useful_seconds(jobs) - before, time.monotonic() - began
+    print(f"goodput  {useful / spent:.0%}: {useful:.0f} of {spent:.0f} s went into steps that count", flush=True)
 
 
 def train_stages(jobs: Sequence[StageJob], board: Any, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:
@@ -34,11 +41,14 @@ def train_stages(jobs: Sequence[StageJob], board: Any, callbacks: Sequence[ray.t
         StageError: a stage ended before its planned steps, and not by early stopping.
     """
     cluster = jobs[0].config.cluster
+    workers = cluster.workers
+    scaling: Any = ray.train.ScalingConfig  # its types are the older version's, which knows no range
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # its types say None, but Ray passes on what the loop returns
         train_loop_config={"jobs": list(jobs), "board": board},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.workers,
+        scaling_config=scaling(
+            num_workers=workers if isinstance(workers, int) else (workers.min, workers.max),
+            elastic_resize_monitor_interval_s=_NEVER if isinstance(workers, int) else workers.look_every,
             use_gpu=cluster.gpus_per_worker > 0,
             resources_per_worker=worker_resources(cluster.cpus_per_worker, cluster.gpus_per_worker),
         ),
@@ -60,6 +70,11 @@ def train_stages(jobs: Sequence[StageJob], board: Any, callbacks: Sequence[ray.t
     for job in jobs:
         if not summary or job.stage not in summary["finished"]:
             raise StageError(f"stage {job.stage} ended before its {job.total_steps} steps; see {job.folder}")
+
+
+def _useful_seconds(jobs: Sequence[StageJob]) -> float:
+    """Spent on the optimizer steps on record: not on starts, validation, checkpoints or steps done twice."""
+    return float(sum(line["seconds"] for job in jobs for line in recorded(job.folder)))
 
 
 def worker_resources(cpus: int, gpus: int) -> dict[str, float]:

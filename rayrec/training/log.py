@@ -9,6 +9,8 @@ import torch
 
 from rayrec import storage
 
+_NAME = "progress.jsonl"
+
 
 class ProgressLog:
     """Kept in memory and rewritten whole at each checkpoint, which every kind of storage can do.
@@ -18,17 +20,20 @@ class ProgressLog:
 
     def __init__(self, stage_folder: str, resume_step: int) -> None:
         """Keep what an earlier attempt wrote up to ``resume_step``."""
-        self._uri = storage.join(stage_folder, "progress.jsonl")
-        self.lines: list[dict[str, Any]] = []
-        if resume_step and storage.exists(self._uri):
-            lines = [json.loads(line) for line in storage.read_text(self._uri).splitlines()]
-            self.lines = [line for line in lines if line["step"] <= resume_step]
+        self._uri = storage.join(stage_folder, _NAME)
+        self.lines = [line for line in recorded(stage_folder) if line["step"] <= resume_step]
 
     def add(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
 
     def write(self) -> None:
         storage.write_text(self._uri, "".join(json.dumps(line) + "\n" for line in self.lines))
+
+
+def recorded(stage_folder: str) -> list[dict[str, Any]]:
+    """The lines on record of a stage, none where it has not begun."""
+    uri = storage.join(stage_folder, _NAME)
+    return [json.loads(line) for line in storage.read_text(uri).splitlines()] if storage.exists(uri) else []
 
 
 class Stopwatch:

@@ -6,14 +6,16 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
-from rayrec.batch import Batch
-from rayrec.data.streams import WorkerOrder, training_batches
+from rayrec.data.columns import ROW
+from rayrec.data.streams import training_batches
 from rayrec.errors import DivergedError, InputError
 from rayrec.stages import StageName
 from rayrec.training import checkpoint
@@ -27,6 +29,8 @@ from rayrec.training.model import stage_model
 from rayrec.training.parts import is_complete, read_card, save_part
 from rayrec.training.progress import Pulse
 
+_KNUTH = np.uint64(2654435761)  # The Art of Computer Programming, vol. 3, section 6.4
+_ASK_SECONDS = 5.0  # between two questions whether a node is about to go: each is a round through an actor
 _SHOW_SECONDS = 0.3  # between two looks at the live line: an actor call a step would cost short steps dear
 
 
@@ -65,8 +69,9 @@ class Stage:
 
     def __init__(self, job: StageJob, board: Any) -> None:
         context = ray.train.get_context()
-        self.job, self.board = job, board
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.job, self.board = job.on(self.world), board
+        job = self.job
         resumed = checkpoint.latest(job.folder)
         self.progress = resumed.progress if resumed else Progress()
         self.log = ProgressLog(job.folder, self.progress.step)
@@ -93,7 +98,7 @@ class Stage:
     def run(self) -> None:
         """Train from where the stage stands to its end, then hand its best parts on."""
         job, progress = self.job, self.progress
-        self.shown = 0.0
+        self.shown, self.asked, self.unasked, self.is_warned = 0.0, time.perf_counter(), 0.0, False
         self.watch, started = Stopwatch(), time.perf_counter() - progress.seconds
         while progress.step < job.total_steps and not progress.stopped_early:
             line = self._step(progress.step)
@@ -103,7 +108,7 @@ class Stage:
                 progress = replace(progress, seconds=time.perf_counter() - started)
             self.log.add(line)
             self._show(progress, line)
-            if self._is_checkpoint(progress):
+            if self._is_checkpoint(progress) or self._is_to_go():
                 self._save(progress)
             if "valid_auc" in line:  # after it is saved: what was once told is not forgotten
                 ray.train.report(line | {"stage": job.stage.value})
@@ -119,14 +124,20 @@ class Stage:
         self.engine.close()
 
     def _step(self, step: int) -> dict[str, Any]:
-        micro = self.job.micro_batches(next(self.stream))
+        rows = next(self.stream)
+        micro = self.job.micro_batches(rows)
         waited = self.watch.lap()
         torch.manual_seed(derive_seed(self.job.config.seed, self.job.stage, step, self.rank))
         self.model.set_mode(self.job.trains)
         loss = self.engine.step(micro, step)
         if not math.isfinite(loss):
             raise DivergedError(f"stages.{self.job.stage}.lr: the loss is {loss} at step {step + 1}; use a lower rate")
-        filled, cells = _total(micro)
+        filled, cells, mark, self.unasked = _sums(
+            sum(batch.filled for batch in micro),
+            sum(batch.cells for batch in micro),
+            row_mark(rows[ROW].to_numpy()),
+            time.perf_counter() - self.asked,
+        )
         busy = self.watch.lap()
         return {
             "step": step + 1,
@@ -139,6 +150,8 @@ class Stage:
             "seconds": waited + busy,
             "wait_share": waited / (waited + busy),
             "padding": 1 - filled / cells,
+            "row_mark": int(mark),
+            "workers": self.world,
             "memory_gb": peak_memory_gb(),
         }
 
@@ -156,6 +169,14 @@ class Stage:
     def _is_checkpoint(self, progress: Progress) -> bool:
         interval = self.job.settings.checkpoint_every * self.job.steps_per_epoch
         return progress.step % interval == 0 or progress.stopped_early or progress.step == self.job.total_steps
+
+    def _is_to_go(self) -> bool:
+        """Whether a node of the group has just been told that it will be taken away; the same on every worker."""
+        if self.is_warned or self.unasked < _ASK_SECONDS * self.world:
+            return False
+        self.asked = time.perf_counter()
+        self.is_warned = ray.train.get_preemption_info() is not None
+        return self.is_warned
 
     def _save(self, progress: Progress) -> None:
         state = self.engine.state() | {f"best/{name}": tensor for name, tensor in self.best.items()}
@@ -207,18 +228,9 @@ class Stage:
 
     def _stream(self) -> Ahead[pa.Table]:
         job = self.job
-        order = WorkerOrder(
-            source=job.rows("train"),
-            batch=job.settings.batch,
-            steps_per_epoch=job.steps_per_epoch,
-            seed=derive_seed(job.config.seed, job.stage, "order"),
-            rank=self.rank,
-            world=self.world,
-            most_shared=job.most_shared,
-        )
         if self.progress.step >= job.total_steps or self.progress.stopped_early:
             return Ahead(iter(()))
-        return Ahead(training_batches(order, self.progress.step, job.total_steps))
+        return Ahead(training_batches(job.order(self.rank, self.world), self.progress.step, job.total_steps))
 
     def _load(self, state: dict[str, torch.Tensor], kind: str) -> None:
         with torch.no_grad():
@@ -229,13 +241,18 @@ class Stage:
                         parameter.copy_(state[key])
 
 
-def _total(batches: list[Batch]) -> tuple[float, float]:
-    """Filled and computed sequence positions of a global batch, over all workers."""
-    counts = torch.tensor([float(sum(b.filled for b in batches)), float(sum(b.cells for b in batches))])
+def row_mark(ids: NDArray[np.int64]) -> int:
+    """A number that tells which rows make up a batch, whatever their order: marks of its parts add up to its own."""
+    return int((ids.astype(np.uint64) * _KNUTH % 2**32).sum())
+
+
+def _sums(*values: float) -> tuple[float, ...]:
+    """Each value added up over all workers; float64 holds whole numbers up to 2**53."""
+    sums = torch.tensor(values, dtype=torch.float64)
     if torch.cuda.is_available():
-        counts = counts.cuda()
-    dist.all_reduce(counts)
-    return float(counts[0]), float(counts[1])
+        sums = sums.cuda()
+    dist.all_reduce(sums)
+    return tuple(sums.tolist())
 
 
 def _closing_line(stage: StageName, progress: Progress) -> str:

@@ -35,15 +35,33 @@ class Cluster:
         found: list[dict[str, Any]] = json.loads(out[out.index("[") :])
         return found
 
+    @contextmanager
+    def node(self, log: Path, *, cpus: int = 1) -> Iterator[processes.Running]:
+        """One more node, in the cluster for as long as the block runs unless it is killed."""
+        command = [RAY, "start", f"--address={self.address}", "--block", f"--num-cpus={cpus}", "--disable-usage-stats"]
+        command += ["--node-ip-address=127.0.0.1", "--object-store-memory=300000000"]
+        command += ["--min-worker-port=0", "--max-worker-port=0"]
+        with processes.running(command, self.env, log) as node:
+            yield node
+
 
 @contextmanager
-def started(env: dict[str, str], log: Path) -> Iterator[Cluster]:
+def started(env: dict[str, str], log: Path, *, cpus: int = 2) -> Iterator[Cluster]:
     """One node; it and all its processes end with the block."""
     scratch = Path(tempfile.mkdtemp(prefix="rr-", dir="/tmp"))  # Ray's socket paths must be short
     gcs, dashboard, client, agent = _free_ports(4)
     env = env | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", f"--temp-dir={scratch}"]
-    command += ["--node-ip-address=127.0.0.1", f"--port={gcs}", "--object-store-memory=300000000"]
+    command = [
+        RAY,
+        "start",
+        "--head",
+        "--block",
+        f"--num-cpus={cpus}",
+        "--disable-usage-stats",
+        f"--temp-dir={scratch}",
+    ]
+    command += [f"--temp-dir={scratch}", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
+    command += ["--object-store-memory=300000000"]
     command += ["--min-worker-port=0", "--max-worker-port=0", f"--ray-client-server-port={client}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     try:

@@ -1,5 +1,6 @@
 """Searches as a person runs them: to the end, killed and gone on with, with stages shared between trials."""
 
+import getpass
 import json
 import time
 from pathlib import Path
@@ -180,6 +181,7 @@ def test_twenty_trials_leave_nothing_behind(job_env: dict[str, str], tmp_path: P
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     with heads.started(job_env | {"TMPDIR": str(temporary)}, tmp_path / "head") as cluster:
+        clusters, torchs = set(temporary.iterdir()), temporary / f"torchinductor_{getpass.getuser()}"  # not ours
         space = {"encoder.width": [8, 16], LR: [*(1e-4 * 2**i for i in range(8)), 1e30, 1e31]}
         env = cluster.env | {"RAY_ADDRESS": cluster.address, "TMPDIR": str(temporary)}
         searching = Searching(tmp_path, env, ENCODER, space=space, algorithm="grid", budget={}, concurrent=2)
@@ -200,5 +202,5 @@ def test_twenty_trials_leave_nothing_behind(job_env: dict[str, str], tmp_path: P
         assert len(groups) >= 20 and {group["state"] for group in groups} == {"REMOVED"}
         actors = cluster.listed(tmp_path / "actors", "actors")
         assert {actor["class_name"] for actor in actors if actor["state"] != "DEAD"} <= OF_THE_CLUSTER
-        assert list(temporary.iterdir()) == [], "temporary folders"
+        assert set(temporary.iterdir()) - clusters <= {torchs}
         assert [path for path in tmp_path.rglob("*") if ".partial" in path.name or path.name == "tune"] == []

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rayrec.config import Config, accumulation_steps, differences, fingerprint, identity
+from rayrec.config import Config, differences, fingerprint, identity, micro_batch_rows
 from rayrec.errors import InputError
 from rayrec.settings import load, override, validate
 from rayrec.stages import Loss, Part, StageName
@@ -43,7 +43,7 @@ def test_every_configuration_loads(path: Path) -> None:
     found = load(path)
     assert identity(found) != identity(Config())
     for stage in StageName:
-        assert accumulation_steps(found, stage) >= 1
+        assert micro_batch_rows(found, stage, found.cluster.least) >= 1
 
 
 def test_there_are_configurations() -> None:
@@ -55,16 +55,25 @@ def test_values_never_change() -> None:
         configured().seed = 1  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(("workers", "micro", "steps"), [(1, 4, 4), (2, 4, 2), (4, 4, 1), (2, 8, 1), (1, 16, 1)])
-def test_a_batch_is_reached_by_accumulation(workers: int, micro: int, steps: int) -> None:
-    found = configured(
-        f"cluster.workers={workers}", f"stages.tune_lora.micro_batch={micro}", "stages.tune_hybrid.batch=64"
-    )
-    assert accumulation_steps(found, StageName.TUNE_LORA) == steps
+@pytest.mark.parametrize(
+    ("workers", "most", "rows"),
+    [(1, 4, 4), (2, 4, 4), (4, 4, 4), (2, 8, 8), (1, 16, 16), (8, 4, 2), (1, 5, 4), (2, 7, 4), (16, 4, 1)],
+)
+def test_a_forward_pass_is_an_equal_part_of_a_workers_share(workers: int, most: int, rows: int) -> None:
+    found = configured(f"cluster.workers={workers}", f"stages.tune_lora.micro_batch={most}")
+    assert micro_batch_rows(found, StageName.TUNE_LORA, workers) == rows
 
 
 def test_without_a_micro_batch_a_worker_takes_its_whole_share() -> None:
-    assert accumulation_steps(configured("cluster.workers=4"), StageName.PRETRAIN_ENCODER) == 1
+    assert micro_batch_rows(configured("cluster.workers=4"), StageName.PRETRAIN_ENCODER, 4) == 256
+
+
+def test_every_size_of_an_elastic_group_divides_the_batch() -> None:
+    cluster = configured("cluster.workers={min: 1, max: 2}").cluster
+    assert (cluster.least, cluster.most) == (1, 2)
+    assert "pretrain_encoder.batch 1024 is not divisible by 3 workers; use a multiple of 12" in refused(
+        "cluster.workers={min: 2, max: 4}"
+    )
 
 
 # Overrides
@@ -202,6 +211,9 @@ def test_every_mistake_is_told_at_once() -> None:
     ("assignment", "message"),
     [
         ("cluster.workers=two", "cluster.workers: Input should be a valid integer"),
+        ("cluster.workers={min: 3, max: 2}", "cluster.workers: min 3 is more than max 2"),
+        ("cluster.workers={min: 1}", "cluster.workers.max: missing"),
+        ("cluster.workers={min: 1, max: 2, mex: 1}", "unknown key 'cluster.workers.mex'; did you mean 'max'?"),
         ("cluster.workers=0", "cluster.workers: Input should be greater than 0, got 0"),
         ("encoder.dropout=1", "encoder.dropout: Input should be less than 1, got 1"),
         ("stages.tune_lora.lr=0", "stages.tune_lora.lr: Input should be greater than 0"),
@@ -235,9 +247,9 @@ def test_a_wrong_value_is_named(assignment: str, message: str) -> None:
 
 
 def test_a_batch_that_does_not_divide_says_what_would() -> None:
-    message = refused("stages.tune_lora.batch=20")
-    assert "stages.tune_lora.batch 20 is not divisible by micro_batch 4 x workers 2; use a multiple of 8" in message
-    assert "1024 is not divisible by micro_batch 341 x workers 3" in refused("cluster.workers=3")
+    message = refused("stages.tune_lora.batch=21")
+    assert "stages.tune_lora.batch 21 is not divisible by 2 workers; use a multiple of 2" in message
+    assert "batch 1024 is not divisible by 3 workers; use a multiple of 3" in refused("cluster.workers=3")
 
 
 # Identity
