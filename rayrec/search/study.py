@@ -26,7 +26,7 @@ from rayrec.stages import STAGES
 from rayrec.store import Prepared, store_folder
 from rayrec.training.cluster import capacity, connected
 from rayrec.training.model import quiet_libraries, warn_of_slow_bf16
-from rayrec.training.progress import Gate
+from rayrec.training.progress import Gate, beside_the_driver
 from rayrec.training.trackers import check_trackers, tune_callbacks
 
 # Of a trial's own process, which waits while its workers compute: no CPU, so that a cluster of exactly the workers'
@@ -86,7 +86,9 @@ def _is_finished(search: Search, folder: str) -> bool:
 
 def _run_trials(search: Search, folder: str, concurrent: int) -> Results:
     store, records = store_folder(search.base), storage.join(folder, "tune")
-    claims, gate = Claims.remote(), Gate.remote()  # type: ignore[attr-defined]
+    place = beside_the_driver()
+    claims = Claims.options(scheduling_strategy=place).remote()  # type: ignore[attr-defined]
+    gate = Gate.options(scheduling_strategy=place).remote()  # type: ignore[attr-defined]
     setting = TrialSetting(search, store, _prepare(search, store), claims, gate)
     results = Results(search, [])
     storage.delete(records)  # Tune's own, of a killed command; the trials tell again what they told

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -93,10 +94,15 @@ class Gate:
             await self._changed.wait_for(lambda: self._reached.get(folder, 0) >= evaluation)
 
 
+def beside_the_driver() -> NodeAffinitySchedulingStrategy:
+    """For an actor that all workers call: it must not go with a node that only they were on."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 @contextmanager
 def live_lines() -> Iterator[Any]:
     """A board whose news are shown while the block runs: redrawn on a terminal, a few plain lines elsewhere."""
-    board = Board.remote()  # type: ignore[attr-defined]
+    board = Board.options(scheduling_strategy=beside_the_driver()).remote()  # type: ignore[attr-defined]
     stop = threading.Event()
     screen = _Redrawn() if sys.stdout.isatty() else _Plain()
     thread = threading.Thread(target=_follow, args=(board, stop, screen), daemon=True)

@@ -32,8 +32,15 @@ class Cluster:
         """``ray list KIND``: placement-groups, actors, ..."""
         options = ["--format", "json", "--limit", "10000", "--address", self.env["RAY_API_SERVER_ADDRESS"]]
         out = processes.run([RAY, "list", kind, *options], self.env, log).checked().out
-        found: list[dict[str, Any]] = json.loads(out[out.index("[") :])
-        return found
+        last = out.splitlines()[-1]  # before it may stand what was asked earlier
+        return [] if last.startswith("No resource") else json.loads(last)
+
+    def drain(self, node: str, log: Path, *, seconds: int) -> None:
+        """Tell a node that it will be taken away so soon, as a cloud does."""
+        command = [RAY, "drain-node", "--address", self.address, "--node-id", node]
+        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken away"]
+        command += ["--deadline-remaining-seconds", str(seconds)]
+        processes.run(command, self.env, log).checked()
 
     @contextmanager
     def node(self, log: Path, *, cpus: int = 1) -> Iterator[processes.Running]:
