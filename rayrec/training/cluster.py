@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,17 +49,37 @@ def connected(cluster: ClusterConfig, *, dashboard: bool = False) -> Iterator[di
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "4000")
     # Actors that wait take a process each, many more than cores, and Ray warns at multiples of this number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
-    ray.init(
-        address="local",
-        num_cpus=int(local["CPU"]) + _SPARE_CPUS,
-        include_dashboard=dashboard,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with _known_address():
+        ray.init(
+            address="local",
+            num_cpus=int(local["CPU"]) + _SPARE_CPUS,
+            include_dashboard=dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     try:
         yield local
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _known_address() -> Iterator[None]:
+    """For the processes of a cluster that is started in the block: where it is, in their environment.
+
+    Train's cleaner of placement groups asks Ray's state without saying which Ray. Where another one runs on the machine
+    it would give up, and the next trial would wait for its place for ever.
+    """
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    told = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name in told:
+            del os.environ[name]
 
 
 def capacity(cluster: ClusterConfig, limit: dict[str, float]) -> int:

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import re
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,26 @@ def test_both_forms_give_the_same_bytes(cluster: Cluster, uninterrupted: Pipelin
         for part in spec.trains:
             path = f"parts/{stage}/{part}/model.safetensors"
             assert (tmp_path / "smoke" / path).read_bytes() == (uninterrupted.folder / path).read_bytes(), path
+
+
+BESIDE = """
+import ray
+from ray.util.state import list_nodes
+from rayrec.config.training import ClusterConfig
+from rayrec.training.cluster import connected
+
+with connected(ClusterConfig(workers=1), dashboard=True):
+    (node,) = ray.get(ray.remote(num_cpus=0)(list_nodes).remote())
+    assert node.node_id == ray.get_runtime_context().get_node_id()
+    print("asked its own")
+"""
+
+
+def test_a_cluster_knows_itself_beside_another(
+    cluster: Cluster, job_env: dict[str, str], tmp_path: Path
+) -> None:
+    """Ray Train's cleaner of placement groups asks so, and a search waits for what it cleans."""
+    assert "asked its own" in processes.run([sys.executable, "-c", BESIDE], job_env, tmp_path / "log").checked().out
 
 
 @pytest.mark.parametrize("path", sorted((processes.ROOT / "jobs").glob("*.py")), ids=lambda path: path.name)
