@@ -1,55 +1,19 @@
-"""The engine on two gloo processes: against a plain loop, against itself on one, and interrupted.
-
-The processes run all cases one after the other, since importing takes longer than training here.
-"""
+"""The engine on two gloo processes: against a plain loop, against itself on one, and interrupted."""
 
 import math
-import os
-import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from engines import CLIPPING, CUT, STAGE, STEPS, ZERO, Case, batch, load, model, name, run_cases
 from torch import Tensor
 
-from rayrec.batch import Batch, Prompt
-from rayrec.config import Config
-from rayrec.config.training import TuneLoraConfig
-from rayrec.models.checkpoints import quiet_transformers
-from rayrec.models.objectives import Objective
-from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build, calibrate_mapper, trainable
+from rayrec.models.sasrecllm import trainable
 from rayrec.models.tiny import write_tiny_llama
-from rayrec.stages import Loss, Part
-from rayrec.training.engine import Engine, learning_rate, parameter_groups
-
-STEPS, CUT, ROWS, MICRO = 20, 10, 8, 2
-CLIPPING = 0.05  # so small that every step of the plain loop is clipped
-ITEMS, MAX_LEN, WIDTH = 21, 7, 5  # width 5: biases, norms and the position table are of sizes that 2 does not divide
-ZERO = (0, 1, 2, 3)
-STAGE = TuneLoraConfig.model_validate(
-    {"epochs": 1, "lr": 1e-3, "part_lr": {"encoder": 3e-4}, "weight_decay": 0.01, "warmup": 0.2, "batch": ROWS}
-)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One training run on the group; ``start`` names the case whose state after ``CUT`` steps it goes on from."""
-
-    name: str
-    zero: int
-    precision: str = "fp32"
-    trains: tuple[Part, ...] = tuple(Part)
-    start: str | None = None
-    steps: int = STEPS
-
-
-def name(zero: int, precision: str, world: int, start: str = "") -> str:
-    return f"{precision}-zero{zero}-workers{world}{start and '-from-' + start}"
+from rayrec.stages import Part
+from rayrec.training.engine import learning_rate, parameter_groups
 
 
 def cases(world: int) -> list[Case]:
@@ -73,118 +37,6 @@ def cases(world: int) -> list[Case]:
             whole, other = name(z, "fp32", 2), (0, 2, 1, 3)[z]
             found.append(Case(name(other, "fp32", 1, whole), other, start=whole))
     return found
-
-
-# ---------------------------------------------------------------------------------- what both loops share: model, data
-
-
-def config(zero: int, precision: str) -> Config:
-    return Config.model_validate(
-        {
-            "engine": {"precision": precision, "zero_stage": zero, "gradient_clipping": CLIPPING},
-            "encoder": {"width": WIDTH, "heads": 1, "dropout": 0.0},
-            "lora": {"dropout": 0.0},
-        }
-    )
-
-
-def model(folder: Path, zero: int = 0, precision: str = "fp32") -> SASRecLLM:
-    """The same weights each time; LoRA's zero matrix is drawn too, so that both of them have a gradient."""
-    torch.manual_seed(0)
-    shape = ModelShape(items=ITEMS, max_len=MAX_LEN, backbone=folder / "llama", answers=(352, 351))
-    built = build(config(zero, precision), shape, parts=set(Part), with_backbone=True)
-    for parameter in built.parts()[Part.LORA].values():
-        torch.nn.init.normal_(parameter, std=0.05)
-    torch.nn.init.normal_(built.encoder.item.weight, std=1.0)  # type: ignore[union-attr]
-    calibrate_mapper(built)
-    return built
-
-
-def batch(step: int) -> Batch:
-    """A global batch: histories of different lengths, some empty, and prompts of different lengths."""
-    draw = torch.Generator().manual_seed(step)
-    shown_B = torch.randint(0, MAX_LEN + 1, (ROWS,), generator=draw)
-    history_BL = torch.randint(1, ITEMS + 1, (ROWS, MAX_LEN), generator=draw)
-    history_BL[torch.arange(MAX_LEN) < MAX_LEN - shown_B[:, None]] = 0
-    return Batch(
-        history_BL=history_BL,
-        item_B=torch.randint(1, ITEMS + 1, (ROWS,), generator=draw),
-        label_B=torch.randint(0, 2, (ROWS,), generator=draw).float(),
-        prompt=Prompt(
-            torch.randint(0, 300, (ROWS, 20), generator=draw),
-            torch.randint(12, 21, (ROWS,), generator=draw),
-            torch.tensor([[[5], [9]]] * ROWS),
-        ),
-    )
-
-
-def rows(whole: Batch, index: Tensor) -> Batch:
-    prompt = whole.prompt
-    assert prompt is not None and prompt.soft_at_B2K is not None
-    part = Prompt(prompt.tokens_BT[index], prompt.length_B[index], prompt.soft_at_B2K[index])
-    return replace(
-        whole, history_BL=whole.history_BL[index], item_B=whole.item_B[index], label_B=whole.label_B[index], prompt=part
-    )
-
-
-# ------------------------------------------------------------------------------------------------ the engine's process
-
-
-def load(folder: Path, case: str) -> dict[str, Any]:
-    """What ``run_group`` kept of a case: tensors, numbers and names."""
-    kept: dict[str, Any] = torch.load(folder / f"{case}.pt", weights_only=True)
-    return kept
-
-
-def run_group(rank: int, world: int, folder: Path) -> None:
-    """One process of a group: every case in turn; rank 0 keeps what each gave."""
-    warnings.filterwarnings("ignore")
-    quiet_transformers()
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "DS_ACCELERATOR": "cpu"}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
-    for case in cases(world):
-        given = load(folder, case.start)["cut"] if case.start else None
-        result = train(case, given, rank, world, folder)
-        if rank == 0:
-            torch.save(result, folder / f"{case.name}.pt")
-        dist.barrier()
-    dist.destroy_process_group()
-
-
-def train(case: Case, given: dict[str, Tensor] | None, rank: int, world: int, folder: Path) -> dict[str, Any]:
-    built = model(folder, case.zero, case.precision)
-    if given is not None:
-        with torch.no_grad():
-            for key, parameter in trainable(built, case.trains).items():
-                parameter.copy_(given[f"weights/{key}"])  # as the loop does: low precision rounds
-    before = {key: value.clone() for key, value in (*built.named_parameters(), *built.named_buffers())}
-    settings = config(case.zero, case.precision).engine
-    engine = Engine(
-        Objective(built, Loss.LABEL_BCE),
-        trains=case.trains,
-        engine=settings,
-        precision=settings.precision,
-        stage=STAGE,
-        total_steps=STEPS,
-        micro_batch=MICRO,
-        accumulation=ROWS // (MICRO * world),
-    )
-    if given is not None:
-        engine.restore(given, CUT)
-    result: dict[str, Any] = {"losses": [], "norms": [], "rates": []}
-    for step in range(CUT if given is not None else 0, case.steps):
-        if step == CUT:
-            result["cut"] = engine.state()
-        mine = torch.arange(rank, ROWS, world)
-        built.set_mode(case.trains)
-        result["losses"].append(engine.step([rows(batch(step), part) for part in mine.split(MICRO)], step))
-        result["norms"].append(engine.gradient_norm)
-        result["rates"].append(engine.learning_rate)
-    if case.zero != 3:  # there the weights are in pieces
-        after = dict((*built.named_parameters(), *built.named_buffers()))
-        result["changed"] = [key for key in before if not torch.equal(before[key], after[key])]
-    return result | {"end": engine.state()}
 
 
 # ----------------------------------------------------------------------------------------------- the slow, obvious way
@@ -227,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("engine")
     write_tiny_llama(folder / "llama")
     for world in (2, 1):
-        mp.spawn(run_group, args=(world, folder), nprocs=world)
+        run_cases(cases(world), world, folder)
     return folder
 
 

@@ -64,9 +64,7 @@ with connected(ClusterConfig(workers=1), dashboard=True):
 """
 
 
-def test_a_cluster_knows_itself_beside_another(
-    cluster: Cluster, job_env: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_cluster_knows_itself_beside_another(cluster: Cluster, job_env: dict[str, str], tmp_path: Path) -> None:
     """Ray Train's cleaner of placement groups asks so, and a search waits for what it cleans."""
     assert "asked its own" in processes.run([sys.executable, "-c", BESIDE], job_env, tmp_path / "log").checked().out
 
