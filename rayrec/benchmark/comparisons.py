@@ -32,7 +32,7 @@ GROUPBY = "pandas groupby with scikit-learn's roc_auc_score for each user, and o
 
 
 def run_comparisons(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
-    """Every subject, one after the other; each gives its memory back before the next begins."""
+    """Every subject of one process, one after the other; each gives its memory back before the next begins."""
     subjects = {
         Subject.LORA: _lora,
         Subject.HYBRID: _hybrid,
@@ -40,8 +40,9 @@ def run_comparisons(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison
         Subject.METRICS: _metrics,
     }
     for subject in benchmark.config.subjects:
-        yield from subjects[subject](benchmark, data)
-        gc.collect()
+        if subject in subjects:
+            yield from subjects[subject](benchmark, data)
+            gc.collect()
 
 
 def _lora(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
@@ -56,6 +57,7 @@ def _lora(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
             ours=ours,
             theirs=loop,
             rounds=benchmark.config.rounds,
+            flop=True,
         )
         del loop
         gc.collect()
@@ -74,6 +76,7 @@ def _hybrid(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
         ours=OwnLoop(rounds, model),
         theirs=CollmLoop(rounds, shape, soft),
         rounds=benchmark.config.rounds,
+        flop=True,
     )
 
 

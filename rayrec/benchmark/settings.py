@@ -20,6 +20,7 @@ class Subject(str, Enum):
     HYBRID = "hybrid"
     RERANKING = "reranking"
     METRICS = "metrics"
+    GROUPS = "groups"
 
 
 class BenchmarkConfig(Section):
@@ -29,6 +30,7 @@ class BenchmarkConfig(Section):
     subjects: tuple[Subject, ...] = tuple(Subject)
     rounds: PositiveInt = 3  # that count, after one of each side that does not
     steps: PositiveInt = 4  # batches of a round
+    groups_steps: int = Field(12, ge=4)  # optimizer steps of one worker, and of two
     candidates: PositiveInt = 100  # of one user, to re-rank
     metric_rows: PositiveInt = 10_000_000
     metric_users: PositiveInt = 100_000

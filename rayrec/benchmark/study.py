@@ -5,7 +5,7 @@ import json
 import platform
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,13 @@ import torch
 
 from rayrec import __version__, storage
 from rayrec.benchmark.comparisons import run_comparisons
-from rayrec.benchmark.settings import Benchmark
+from rayrec.benchmark.groups import measure_groups
+from rayrec.benchmark.settings import Benchmark, Subject
 from rayrec.benchmark.stages import alone, matmul_peak
 from rayrec.benchmark.timing import Comparison
 from rayrec.binding import package_versions
+from rayrec.config.training import Precision
+from rayrec.models.sasrecllm import DTYPES
 from rayrec.preparation import prepare_prompts, prepare_rows
 from rayrec.report import BenchmarkReportData, write_benchmark_report
 from rayrec.store import Prepared
@@ -37,12 +40,18 @@ def run_benchmark(benchmark: Benchmark) -> None:
         prepare_prompts(base, data)
     torch.set_num_threads(base.cluster.most * base.cluster.cpus_per_worker)
     found: list[Comparison] = []
+    facts: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
+        if Subject.GROUPS in benchmark.config.subjects:  # first: this process is small yet
+            groups = measure_groups(benchmark, data, Path(scratch))
+            facts = groups.facts
+            print(_line(groups.comparison), flush=True)
+            found.append(groups.comparison)
         alone(Path(scratch))
         for comparison in run_comparisons(benchmark, data):
             print(_line(comparison), flush=True)
             found.append(comparison)
-    _write(found, folder)
+    _write(found, facts, base.engine.precision, folder)
 
 
 def _line(comparison: Comparison) -> str:
@@ -54,15 +63,18 @@ def _line(comparison: Comparison) -> str:
     )
 
 
-def _write(found: Sequence[Comparison], folder: str) -> None:
+def _write(found: Sequence[Comparison], facts: Mapping[str, str], precision: Precision, folder: str) -> None:
+    peak = {dtype: matmul_peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
     machine: dict[str, Any] = {
         "date": date.today().isoformat(),
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
-        "matmul GFLOP/s, fp32": round(matmul_peak(torch.float32) / 1e9, 1),
-        "matmul GFLOP/s, bf16": round(matmul_peak(torch.bfloat16) / 1e9, 1),
+        **{f"matmul GFLOP/s, {name}": round(peak[DTYPES[name]] / 1e9, 1) for name in ("fp32", "bf16")},
+        "precision": precision,
+        **facts,
         **package_versions(),
     }
+    best = peak[DTYPES[precision]]
     table = pd.DataFrame(
         {
             "name": comparison.name,
@@ -74,6 +86,8 @@ def _write(found: Sequence[Comparison], folder: str) -> None:
             "lowest ratio": min(comparison.ratios),
             "highest ratio": max(comparison.ratios),
             "rounds": len(comparison.ratios),
+            "our share of matmul peak": statistics.median(comparison.ours) * comparison.our_flop / best,
+            "their share of matmul peak": statistics.median(comparison.theirs) * comparison.their_flop / best,
         }
         for comparison in found
     )

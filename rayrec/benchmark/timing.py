@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch.utils.flop_counter import FlopCounterMode
+
 Work = Callable[[int], int]  # the number of a round -> how many things it did
 
 
@@ -17,6 +19,8 @@ class Comparison:
     unit: str
     ours: tuple[float, ...]
     theirs: tuple[float, ...]
+    our_flop: float = 0.0  # in matrix products, for one thing; 0: not counted
+    their_flop: float = 0.0
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -28,8 +32,10 @@ class Comparison:
         return statistics.median(self.ratios)
 
 
-def compare(*, name: str, reference: str, unit: str, ours: Work, theirs: Work, rounds: int) -> Comparison:
-    """Run both ``rounds`` times in turn, after one round of each that does not count."""
+def compare(
+    *, name: str, reference: str, unit: str, ours: Work, theirs: Work, rounds: int, flop: bool = False
+) -> Comparison:
+    """Run both ``rounds`` times in turn, after one round of each that does not count; ``flop`` counts in one more."""
     rates: tuple[list[float], list[float]] = ([], [])
     for number in range(-1, rounds):
         for work, found in zip((ours, theirs), rates, strict=True):
@@ -37,4 +43,20 @@ def compare(*, name: str, reference: str, unit: str, ours: Work, theirs: Work, r
             done = work(number)
             if number >= 0:
                 found.append(done / (time.perf_counter() - began))
-    return Comparison(name=name, reference=reference, unit=unit, ours=tuple(rates[0]), theirs=tuple(rates[1]))
+    counted = [_flop(work, rounds) if flop else 0.0 for work in (ours, theirs)]
+    return Comparison(
+        name=name,
+        reference=reference,
+        unit=unit,
+        ours=tuple(rates[0]),
+        theirs=tuple(rates[1]),
+        our_flop=counted[0],
+        their_flop=counted[1],
+    )
+
+
+def _flop(work: Work, number: int) -> float:
+    """Floating point operations of the matrix products that are really done for one thing."""
+    with FlopCounterMode(display=False) as counter:
+        done = work(number)
+    return float(counter.get_total_flops()) / done

@@ -13,7 +13,7 @@ from rayrec.report.tables import Cell, Table
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkReportData:
-    """``table``: name, reference, unit, ours, theirs, ratio, lowest ratio, highest ratio, rounds."""
+    """``table``: name, reference, unit, ours, theirs, ratio, its lowest and highest, rounds, shares of matmul peak."""
 
     table: pd.DataFrame
     machine: Mapping[str, Any]
@@ -33,6 +33,7 @@ def _ratios(table: pd.DataFrame) -> Table:
             Cell(f"{row['ours']:,.2f}"),
             Cell(f"{row['theirs']:,.2f}"),
             Cell(row["unit"], number=False),
+            Cell(_share(row["our share of matmul peak"]), detail=_share(row["their share of matmul peak"])),
             Cell(row["reference"], number=False),
         )
         for _, row in table.iterrows()
@@ -40,10 +41,14 @@ def _ratios(table: pd.DataFrame) -> Table:
     return Table(
         name="ratios",
         caption="Medians of interleaved rounds on the same rows; the ratio is the median of the rounds' own ratios.",
-        header=("Subject", "Ratio", "Ours", "Theirs", "Unit", "Against"),
+        header=("Subject", "Ratio", "Ours", "Theirs", "Unit", "Matmul peak, ours (theirs)", "Against"),
         rows=tuple(rows),
         csv=table,
     )
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}" if value else "-"
 
 
 def _machine(machine: Mapping[str, Any]) -> Table:

@@ -16,6 +16,7 @@ SMALL = {
     "candidates": 20,
     "metric_rows": 20_000,
     "metric_users": 200,
+    "groups_steps": 4,
 }
 
 
@@ -28,6 +29,7 @@ def test_every_subject_is_measured(job_env: dict[str, str], tmp_path: Path) -> N
     folder = tmp_path / "small"
     table = pd.read_csv(folder / "benchmark.csv")
     assert list(table["name"]) == [
+        "LoRA stage, two workers",
         "LoRA stage",
         "LoRA stage",
         "hybrid stage",
@@ -36,6 +38,9 @@ def test_every_subject_is_measured(job_env: dict[str, str], tmp_path: Path) -> N
     ]
     assert (table["ratio"] > 0).all() and (table["ours"] / table["theirs"] > 0).all()
     content = json.loads((folder / "benchmark.json").read_text())
-    assert len(content["comparisons"]) == 5 and content["machine"]["matmul GFLOP/s, fp32"] > 0
+    assert len(content["comparisons"]) == 6 and content["machine"]["matmul GFLOP/s, fp32"] > 0
+    shares = table.loc[table["name"].isin(["LoRA stage", "hybrid stage"]), "our share of matmul peak"]
+    assert len(shares) == 3 and shares.between(0.0001, 1).all()
+    assert content["machine"]["checkpoint"].endswith(" s") and content["machine"]["input wait, share of a step"]
     page = (folder / "report" / "index.html").read_text()
     assert "re-ranking 20 candidates" in page and "://" not in page  # nothing is loaded from anywhere
