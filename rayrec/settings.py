@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -40,18 +40,28 @@ def read_tree(path: Path) -> dict[str, Any]:
     return loaded or {}
 
 
-def override(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """A copy of ``tree`` with each ``dotted.path=value`` set; values are read as YAML (``1e-3`` as a number)."""
+def override(tree: Mapping[str, Any], assignments: Sequence[str], *, by_path: Collection[str] = ()) -> dict[str, Any]:
+    """A copy of ``tree`` with each ``dotted.path=value`` set; values are read as YAML (``1e-3`` as a number).
+
+    The keys of the sections ``by_path`` are dotted paths themselves.
+    """
     values: dict[str, Any] = {}
+    paths: dict[str, dict[str, Any]] = {}
     for assignment in assignments:
         dotted, sign, text = assignment.partition("=")
         if not sign or not dotted:
             raise InputError(f"--set {assignment}: expected dotted.path=value, for example --set engine.zero_stage=1")
         try:
-            values[dotted] = yaml.safe_load(text)
+            value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise InputError(f"--set {assignment}: the value is not readable as YAML: {error}") from None
-    return with_values(tree, values, "--set ")
+        section, _, path = dotted.partition(".")
+        if section in by_path and path:
+            paths.setdefault(section, {})[path] = value
+        else:
+            values[dotted] = value
+    result = with_values(tree, values, "--set ")
+    return result | {section: {**(result.get(section) or {}), **given} for section, given in paths.items()}
 
 
 def with_values(tree: Mapping[str, Any], values: Mapping[str, Any], origin: str = "") -> dict[str, Any]:

@@ -49,7 +49,7 @@ def load_benchmark(path: Path, overrides: Sequence[str] = ()) -> Benchmark:
     Raises:
         InputError: the file or its base cannot be used; one line says why.
     """
-    tree = override(read_tree(path), overrides)
+    tree = override(read_tree(path), overrides, by_path=("set",))
     try:
         config = BenchmarkConfig.model_validate(tree)
     except ValidationError as error:

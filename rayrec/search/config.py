@@ -133,7 +133,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> Search:
         InputError: the file, its base, its space or its budget cannot be used; one line says why.
     """
     origin = str(path)
-    tree = override(read_tree(path), overrides)
+    tree = override(read_tree(path), overrides, by_path=("set", "space"))
     try:
         config = SearchConfig.model_validate(tree)
     except ValidationError as error:

@@ -42,6 +42,14 @@ def test_a_shipped_search_loads(path: Path) -> None:
     assert found.trials >= 4 and found.config.name.startswith("search-")
 
 
+def test_an_override_of_the_base_changes_one_key_of_a_section(tmp_path: Path) -> None:
+    """It once replaced the section: ``set.data.sources`` brought the default dataset back."""
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(PLAIN | {"set": {"cluster.workers": 1, "data.history": 3}}))
+    found = load_search(tmp_path / "s.yaml", ["set.data.threshold=3", "set.data.history=4", f"space.{LR}=[0.001]"])
+    assert (found.base.data.dataset, found.base.data.history, found.base.data.threshold) == ("synthetic", 4, 3.0)
+    assert found.base.cluster.workers == 1 and set(found.config.space) == {"encoder.width", LR}
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"space": {"encoder.widht": [16]}}, r"unknown key 'encoder\.widht'; did you mean 'width'\?"),
     "unknown section": ({"space": {"encodr.width": [16]}}, r"unknown key 'encodr'; did you mean 'encoder'\?"),
