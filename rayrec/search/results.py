@@ -79,6 +79,10 @@ class Results:
                 }
             )
         table: pd.DataFrame = pd.DataFrame(rows)
+        for path in self.search.config.space:
+            kinds = {type(value) for value in table[path]}
+            if str in kinds and len(kinds) > 1:  # a column of a file has one type; a choice may be `auto` or a number
+                table[path] = table[path].map(str)
         return table
 
     def evaluations(self) -> pd.DataFrame:

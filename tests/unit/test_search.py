@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -232,6 +233,14 @@ def told(number: int, *values: float, width: int = 16, done: bool = False, error
         trial.add({OBJECTIVE: math.nan, "evaluation": len(values) + 1, "error": error, "done": True})
     trial.ended = True
     return trial
+
+
+def test_a_choice_of_words_and_numbers_is_a_column_of_words(tmp_path: Path) -> None:
+    of_both = search(tmp_path, {"space": {"encoder.max_len": ["auto", 10]}})
+    trials = [Told(0, {"encoder.max_len": "auto"}), Told(1, {"encoder.max_len": 10})]
+    table = Results(of_both, trials).trials()
+    table.to_parquet(tmp_path / "t.parquet")
+    assert list(pd.read_parquet(tmp_path / "t.parquet")["encoder.max_len"]) == ["auto", "10"]
 
 
 def test_trials_become_a_table(tmp_path: Path) -> None:
