@@ -93,7 +93,8 @@ def _run_trials(search: Search, folder: str, concurrent: int) -> Results:
     results = Results(search, [])
     storage.delete(records)  # Tune's own, of a killed command; the trials tell again what they told
     hours = search.config.budget.hours
-    suggester, population = Suggester(search), isinstance(search.config.scheduler, PopulationBased)
+    suggester = Suggester(search, storage.join(folder, "suggestions.jsonl"))
+    population = isinstance(search.config.scheduler, PopulationBased)
     first = [suggester.suggest(str(i))[TRIAL] for i in range(search.trials)] if population else []
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(Trial, setting=setting), _TRIAL),

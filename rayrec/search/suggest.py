@@ -3,9 +3,11 @@
 The first trial of a sampler is the base configuration itself, so that a search never recommends less than one started
 with. (A grid is what its user wrote.)
 
-Nothing is saved: a resumed search asks and tells again in the same order, finished trials answering from the store.
+A resumed search asks and tells again, finished trials answering from the store. With one trial at a time the same order
+gives the same suggestions; with several, answers come in another order, so what was suggested is on record and holds.
 """
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from rayrec import storage
 from rayrec.search.config import Search
 from rayrec.search.space import Values, grid, value_at
 
@@ -27,8 +30,10 @@ _STARTUP = 5  # trials before TPE's first estimate; Optuna's ten would be nearly
 class Suggester(Searcher):
     """Random, grid, or Optuna's TPE (https://arxiv.org/abs/2304.11127)."""
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: Search, record: str | None = None) -> None:
+        """``record``: the file, a path or URI, that suggestions are kept in."""
         super().__init__(metric=OBJECTIVE, mode=search.config.objective.mode)
+        self._record, self._known = record, _read(record)
         self._space, self._trials = search.config.space, search.trials
         self._grid = grid(self._space) if search.config.algorithm == "grid" else None
         self._study = new_study(search)
@@ -40,7 +45,7 @@ class Suggester(Searcher):
         if self._count >= self._trials:
             return Searcher.FINISHED
         number, self._count = self._count, self._count + 1
-        values = self._grid[number] if self._grid is not None else self._draw(trial_id)
+        values = self._grid[number] if self._grid is not None else self._draw(trial_id, number)
         return {TRIAL: {NUMBER: number, VALUES: values}}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -54,10 +59,22 @@ class Suggester(Searcher):
         else:
             self._study.tell(trial, value)
 
-    def _draw(self, trial_id: str) -> Values:
-        trial = self._study.ask({path: distribution.optuna for path, distribution in self._space.items()})
+    def _draw(self, trial_id: str, number: int) -> Values:
+        space = {path: distribution.optuna for path, distribution in self._space.items()}
+        trial = self._study.ask(space)  # also where the answer is known: it moves the sampler on
+        if number >= len(self._known):
+            self._known.append(trial.params)
+            self._keep()
+        elif trial.params != self._known[number]:
+            self._study.tell(trial, state=TrialState.FAIL)
+            self._study.enqueue_trial(self._known[number])
+            trial = self._study.ask(space)
         self._asked[trial_id] = trial
         return {path: distribution.value(trial.params[path]) for path, distribution in self._space.items()}
+
+    def _keep(self) -> None:
+        if self._record is not None:
+            storage.write_text(self._record, "".join(json.dumps(params) + "\n" for params in self._known))
 
     def save(self, checkpoint_path: str) -> None:
         """An empty file: the state follows from the order of asking and telling."""
@@ -65,6 +82,12 @@ class Suggester(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, see ``save``."""
+
+
+def _read(record: str | None) -> list[dict[str, Any]]:
+    if record is None or not storage.exists(record):
+        return []
+    return [json.loads(line) for line in storage.read_text(record).splitlines()]
 
 
 def new_study(search: Search) -> optuna.Study:

@@ -160,6 +160,28 @@ def test_the_same_answers_give_the_same_suggestions(algorithm: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("algorithm", ["random", "tpe"])
+def test_what_was_suggested_holds_when_answers_come_in_another_order(algorithm: str, tmp_path: Path) -> None:
+    of = search(tmp_path, {"algorithm": algorithm, "budget": {"trials": 12}})
+    record = str(tmp_path / "suggestions.jsonl")
+
+    def drawn(count: int, order: int) -> list[Any]:
+        """Two at a time; of each pair, the one that ``order`` says ends first."""
+        suggester, found = Suggester(of, record), []
+        for start in range(0, count, 2):
+            pair = [suggester.suggest(str(start + i))[TRIAL] for i in (0, 1)]
+            for trial in pair[::order]:
+                suggester.on_trial_complete(str(trial[NUMBER]), {OBJECTIVE: quality(trial[VALUES])})
+            found += [trial[VALUES] for trial in pair]
+        return found
+
+    first = drawn(8, 1)
+    again = drawn(12, -1)  # resumed
+    assert again[:8] == first
+    assert len({str(values) for values in again}) == 12  # and the sampler goes on from there
+    assert drawn(12, 1) == again
+
+
+@pytest.mark.parametrize("algorithm", ["random", "tpe"])
 def test_the_first_trial_is_the_base(algorithm: str, tmp_path: Path) -> None:
     base = {LR: 3e-3, "encoder.width": 32}  # width 16 would be another trial, the rate one in a million
     first, second = suggestions(search(tmp_path, {"algorithm": algorithm, "set": base, "budget": {"trials": 2}}))
