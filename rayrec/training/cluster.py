@@ -2,9 +2,11 @@
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -29,7 +31,7 @@ def connected(cluster: ClusterConfig, *, dashboard: bool = False) -> Iterator[di
     # Workers poll each other this often; the default of two seconds is the floor of every epoch.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=_told_address())
         try:
             limit = _cluster_limit()
             check_fits(cluster, limit)
@@ -61,6 +63,12 @@ def connected(cluster: ClusterConfig, *, dashboard: bool = False) -> Iterator[di
         yield local
     finally:
         ray.shutdown()
+
+
+def _told_address() -> dict[str, Any] | None:
+    """Of a cluster that was there: what ``_known_address`` is for one of our own."""
+    address = os.environ["RAY_ADDRESS"]
+    return {"env_vars": {"RAY_ADDRESS": address}} if re.fullmatch(r"[\w.-]+:\d+", address) else None
 
 
 @contextmanager

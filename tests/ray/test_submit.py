@@ -64,9 +64,15 @@ with connected(ClusterConfig(workers=1), dashboard=True):
 """
 
 
-def test_a_cluster_knows_itself_beside_another(cluster: Cluster, job_env: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("embedded", [True, False])
+def test_a_cluster_knows_itself_beside_another(
+    embedded: bool, cluster: Cluster, job_env: dict[str, str], tmp_path: Path
+) -> None:
     """Ray Train's cleaner of placement groups asks so, and a search waits for what it cleans."""
-    assert "asked its own" in processes.run([sys.executable, "-c", BESIDE], job_env, tmp_path / "log").checked().out
+    command = [sys.executable, "-c", BESIDE]
+    with heads.started(job_env, tmp_path / "other") as other:
+        env = job_env if embedded else other.env | {"RAY_ADDRESS": other.address}
+        assert "asked its own" in processes.run(command, env, tmp_path / "log").checked().out
 
 
 @pytest.mark.parametrize("path", sorted((processes.ROOT / "jobs").glob("*.py")), ids=lambda path: path.name)
