@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from rayrec.errors import InputError
 from rayrec.models.checkpoints import local_backbone
 from rayrec.models.sasrecllm import ModelShape
 from rayrec.run import Run
+from rayrec.settings import validate, with_values
 from rayrec.sources import fetch
 from rayrec.stages import STAGES, StageName
 from rayrec.training.cluster import check_fits, local_limit
@@ -30,21 +32,19 @@ _GUESSED_MAX_LEN = 50  # stands in for `auto` until the data is prepared
 _USABLE = 0.95  # of a card: what allocation in blocks leaves unused
 
 # What makes a stage smaller, cheapest in time first; the first that fits is proposed.
+_AGAIN = {"engine.gradient_checkpointing": True}
+_ONE = {"stages.{stage}.micro_batch": 1}
+_FOUR_BITS = {"backbone.quantised": "nf4"}
+_SHARDED = {"engine.zero_stage": 3} | _AGAIN
 _SMALLER: tuple[dict[str, Any], ...] = (
-    {"gradient_checkpointing": True},
-    {"micro_batch": 1},
-    {"gradient_checkpointing": True, "micro_batch": 1},
-    {"quantised": "nf4"},
-    {"quantised": "nf4", "gradient_checkpointing": True},
-    {"zero_stage": 3, "gradient_checkpointing": True},
-    {"zero_stage": 3, "gradient_checkpointing": True, "offload": "all", "micro_batch": 1},
+    _AGAIN,
+    _ONE,
+    _AGAIN | _ONE,
+    _FOUR_BITS,
+    _FOUR_BITS | _AGAIN,
+    _SHARDED,
+    _SHARDED | {"engine.offload": "all"} | _ONE,
 )
-_KEYS = {
-    "gradient_checkpointing": "engine.gradient_checkpointing",
-    "zero_stage": "engine.zero_stage",
-    "offload": "engine.offload",
-    "quantised": "backbone.quantised",
-}
 
 
 class _Model(NamedTuple):
@@ -80,7 +80,7 @@ def print_plan(config: Config) -> None:
     jobs = {stage: StageJob(config=config, stage=stage, facts=facts, data=run.path("data")) for stage in STAGES}
     needs = {stage: footprint(job, shape) for stage, job in jobs.items()}
     console.print(_stages(jobs, needs))
-    console.print(_memory(needs, config))
+    console.print(_memory(needs))
     for line in _fitting(jobs, needs, shape):
         console.print(line, soft_wrap=True)
     _print_rest(console, run, model)
@@ -139,7 +139,7 @@ def _stages(jobs: dict[StageName, StageJob], needs: dict[StageName, Footprint]) 
     return table
 
 
-def _memory(needs: dict[StageName, Footprint], config: Config) -> Table:
+def _memory(needs: dict[StageName, Footprint]) -> Table:
     table = _table(
         "GB a worker", numbers=("weights", "gradients", "optimizer", "activations", "buffers", "all", "offloaded")
     )
@@ -153,8 +153,9 @@ def _memory(needs: dict[StageName, Footprint], config: Config) -> Table:
 
 def _fitting(jobs: dict[StageName, StageJob], needs: dict[StageName, Footprint], shape: ModelShape) -> list[str]:
     """Whether each stage fits the card, and what would make it fit."""
-    card = next(iter(jobs.values())).config.cluster.card_gb
-    if card is None:
+    cluster = next(iter(jobs.values())).config.cluster
+    card = cluster.card_gb
+    if card is None or not cluster.gpus_per_worker:
         return []
     room, lines = _USABLE * card * 1e9, []
     for stage, job in jobs.items():
@@ -169,17 +170,9 @@ def _smaller(job: StageJob) -> list[tuple[str, StageJob]]:
     """Variants of a stage, in words and as jobs."""
     variants = []
     for changes in _SMALLER:
-        named = {_KEYS.get(key, f"stages.{job.stage}.{key}"): value for key, value in changes.items()}
-        tree = job.config.model_dump()
-        for path, value in named.items():
-            *sections, key = path.split(".")
-            place = tree
-            for section in sections:
-                place = place[section]
-            place[key] = value
-        text = " ".join(f"--set {path}={str(value).lower()}" for path, value in named.items())
-        config = Config.model_validate(tree)
-        variants.append((text, StageJob(config=config, stage=job.stage, facts=job.facts, data=job.data)))
+        values = {path.format(stage=job.stage): value for path, value in changes.items()}
+        text = " ".join(f"--set {path}={str(value).lower()}" for path, value in values.items())
+        variants.append((text, replace(job, config=validate(with_values(job.config.model_dump(), values), text))))
     return variants
 
 

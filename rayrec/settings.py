@@ -61,7 +61,12 @@ def override(tree: Mapping[str, Any], assignments: Sequence[str], *, by_path: Co
         else:
             values[dotted] = value
     result = with_values(tree, values, "--set ")
-    return result | {section: {**(result.get(section) or {}), **given} for section, given in paths.items()}
+    for section, given in paths.items():
+        held = result.get(section) or {}
+        if not isinstance(held, dict):
+            raise InputError(f"--set {section}.{next(iter(given))}: {section!r} is a value, not a section")
+        result[section] = held | given
+    return result
 
 
 def with_values(tree: Mapping[str, Any], values: Mapping[str, Any], origin: str = "") -> dict[str, Any]:

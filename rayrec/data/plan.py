@@ -107,6 +107,14 @@ def scoring_batches(
     return [ordered[i : i + batch] for i in range(0, len(ordered), batch)]
 
 
+def row_mark(rows: Ids) -> int:
+    """A number that tells which rows make up a batch, whatever their order: marks of its parts add up to its own.
+
+    The hash is Knuth's: The Art of Computer Programming, vol. 3, section 6.4.
+    """
+    return int((rows.astype(np.uint64) * np.uint64(2654435761) % 2**32).sum())
+
+
 def sample_rows(user_ids: NDArray[np.int32], users: int | None, rows_per_user: int | None, seed: int) -> Ids:
     """Row ids of a fixed, seeded sample: at most ``users`` users, at most ``rows_per_user`` rows of each; sorted."""
     order = np.random.default_rng((seed, 2)).permutation(len(user_ids))

@@ -42,6 +42,10 @@ class Progress:
         return replace(self, stale=self.stale + 1)
 
 
+class _DamageError(Exception):
+    """A checkpoint's files are there and are not what was written."""
+
+
 @dataclass(frozen=True)
 class Resumed:
     progress: Progress
@@ -88,15 +92,30 @@ def latest(stage_folder: str) -> Resumed | None:
         return None
     where = storage.join(folder, complete[-1])
     try:
-        facts = json.loads(storage.read_text(storage.join(where, MARK)))
         content = storage.read_bytes(storage.join(where, STATE))
-        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
-            raise ValueError(f"the sha256 of {STATE} is not the one in {MARK}")
-        return Resumed(Progress(**facts["progress"]), safetensors.torch.load(content))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        progress = _progress(storage.read_text(storage.join(where, MARK)), content)
+        return Resumed(progress, safetensors.torch.load(content))
+    except (FileNotFoundError, _DamageError, SafetensorError) as error:  # any other trouble of the storage is its own
         raise InputError(
             f"{where}: the checkpoint is damaged or cut short; delete this folder to go on from the one before it"
         ) from error
+
+
+def _progress(mark: str, content: bytes) -> Progress:
+    """What ``mark`` says, once it vouches for ``content``.
+
+    Raises:
+        _DamageError: it does not, or says something else.
+    """
+    try:
+        facts = json.loads(mark)
+        vouched, told = facts["sha256"], facts["progress"]
+        progress = Progress(**told)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _DamageError(f"{MARK}: {error}") from error
+    if hashlib.sha256(content).hexdigest() != vouched:
+        raise _DamageError(f"the sha256 of {STATE} is not the one in {MARK}")
+    return progress
 
 
 def _complete(folder: str) -> list[str]:

@@ -49,7 +49,7 @@ def parameter_groups(
     return [{"params": p, "lr": 0.0, "peak_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 
 
-def bucket(trained: Sequence[int]) -> int:
+def bucket_size(trained: Sequence[int]) -> int:
     """Numbers of a gradient bucket: all there are, up to a limit, but no tensor is cut.
 
     DeepSpeed takes a bucket's memory whole, half a billion numbers where nothing is said.
@@ -115,7 +115,7 @@ class Engine:
             precision,
             micro_batch=micro_batch,
             accumulation=accumulation,
-            bucket=bucket([p.numel() for p in self.parameters.values()]),
+            bucket=bucket_size([p.numel() for p in self.parameters.values()]),
         )
         self._engine = _initialize(objective, optimizer, config)
         self._inner = optimizer

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from rayrec.batch import Batch, Prompt
 from rayrec.models.objectives import Objective
 from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build, trainable
-from rayrec.training.engine import LIVE, bucket
+from rayrec.training.engine import LIVE, bucket_size
 from rayrec.training.job import StageJob
 
 TOKENS = 256  # of a prompt, assumed: ten titles seldom need more
@@ -63,7 +63,7 @@ def footprint(job: StageJob, shape: ModelShape) -> Footprint:
     optimizer = trained * (12 if low else 8) / (workers if engine.zero_stage else 1)
     gradients = trained * width + (trained * _FP32 / (workers if engine.zero_stage > 1 else 1) if low else 0)
     live = min(total, LIVE) * width if engine.zero_stage == 3 else 0
-    buffers = live + (bucket(sizes) * width if engine.zero_stage else 0)
+    buffers = live + (bucket_size(sizes) * width if engine.zero_stage else 0)
     offloaded = {"none": 0.0, "optimizer": optimizer, "all": optimizer + weights}[engine.offload]
     return Footprint(
         trainable=trained,

@@ -8,6 +8,7 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchTrainer
 
+from rayrec.config.training import WorkerRange
 from rayrec.errors import DivergedError, InputError
 from rayrec.training.job import StageJob
 from rayrec.training.log import recorded
@@ -15,8 +16,6 @@ from rayrec.training.loop import train_worker
 from rayrec.training.parts import is_complete
 from rayrec.training.progress import live_lines
 from rayrec.training.trackers import train_callbacks
-
-_NEVER = 86400.0  # seconds; groups of a fixed size are not resized
 
 
 class StageError(RuntimeError):
@@ -43,12 +42,12 @@ def train_stages(jobs: Sequence[StageJob], board: Any, callbacks: Sequence[ray.t
     cluster = jobs[0].config.cluster
     workers = cluster.workers
     scaling: Any = ray.train.ScalingConfig  # its types are the older version's, which knows no range
+    size = {"num_workers": workers} if isinstance(workers, int) else _range(workers)
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # its types say None, but Ray passes on what the loop returns
         train_loop_config={"jobs": list(jobs), "board": board},
         scaling_config=scaling(
-            num_workers=workers if isinstance(workers, int) else (workers.min, workers.max),
-            elastic_resize_monitor_interval_s=_NEVER if isinstance(workers, int) else workers.look_every,
+            **size,
             use_gpu=cluster.gpus_per_worker > 0,
             resources_per_worker=worker_resources(cluster.cpus_per_worker, cluster.gpus_per_worker),
         ),
@@ -70,6 +69,10 @@ def train_stages(jobs: Sequence[StageJob], board: Any, callbacks: Sequence[ray.t
     for job in jobs:
         if not summary or job.stage not in summary["finished"]:
             raise StageError(f"stage {job.stage} ended before its {job.total_steps} steps; see {job.folder}")
+
+
+def _range(workers: WorkerRange) -> dict[str, Any]:
+    return {"num_workers": (workers.min, workers.max), "elastic_resize_monitor_interval_s": workers.look_every}
 
 
 def _useful_seconds(jobs: Sequence[StageJob]) -> float:

@@ -6,15 +6,14 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 
 from rayrec.data.columns import ROW
+from rayrec.data.plan import row_mark
 from rayrec.data.streams import training_batches
 from rayrec.errors import DivergedError, InputError
 from rayrec.stages import StageName
@@ -26,11 +25,10 @@ from rayrec.training.evaluate import Validator
 from rayrec.training.job import StageJob, derive_seed
 from rayrec.training.log import ProgressLog, Stopwatch, peak_memory_gb
 from rayrec.training.model import stage_model
+from rayrec.training.notice import Notice
 from rayrec.training.parts import is_complete, read_card, save_part
 from rayrec.training.progress import Pulse
 
-_KNUTH = np.uint64(2654435761)  # The Art of Computer Programming, vol. 3, section 6.4
-_ASK_SECONDS = 5.0  # between two questions whether a node is about to go: each is a round through an actor
 _SHOW_SECONDS = 0.3  # between two looks at the live line: an actor call a step would cost short steps dear
 
 
@@ -98,7 +96,7 @@ class Stage:
     def run(self) -> None:
         """Train from where the stage stands to its end, then hand its best parts on."""
         job, progress = self.job, self.progress
-        self.shown, self.asked, self.unasked, self.is_warned = 0.0, time.perf_counter(), 0.0, False
+        self.shown, self.notice = 0.0, Notice(self.world)
         self.watch, started = Stopwatch(), time.perf_counter() - progress.seconds
         while progress.step < job.total_steps and not progress.stopped_early:
             line = self._step(progress.step)
@@ -108,7 +106,7 @@ class Stage:
                 progress = replace(progress, seconds=time.perf_counter() - started)
             self.log.add(line)
             self._show(progress, line)
-            if self._is_checkpoint(progress) or self._is_to_go():
+            if self._is_checkpoint(progress) or self.notice.has_come():
                 self._save(progress)
             if "valid_auc" in line:  # after it is saved: what was once told is not forgotten
                 ray.train.report(line | {"stage": job.stage.value})
@@ -132,11 +130,11 @@ class Stage:
         loss = self.engine.step(micro, step)
         if not math.isfinite(loss):
             raise DivergedError(f"stages.{self.job.stage}.lr: the loss is {loss} at step {step + 1}; use a lower rate")
-        filled, cells, mark, self.unasked = _sums(
+        filled, cells, mark, self.notice.unasked = _sums(
             sum(batch.filled for batch in micro),
             sum(batch.cells for batch in micro),
             row_mark(rows[ROW].to_numpy()),
-            time.perf_counter() - self.asked,
+            self.notice.elapsed,
         )
         busy = self.watch.lap()
         return {
@@ -169,14 +167,6 @@ class Stage:
     def _is_checkpoint(self, progress: Progress) -> bool:
         interval = self.job.settings.checkpoint_every * self.job.steps_per_epoch
         return progress.step % interval == 0 or progress.stopped_early or progress.step == self.job.total_steps
-
-    def _is_to_go(self) -> bool:
-        """Whether a node of the group has just been told that it will be taken away; the same on every worker."""
-        if self.is_warned or self.unasked < _ASK_SECONDS * self.world:
-            return False
-        self.asked = time.perf_counter()
-        self.is_warned = ray.train.get_preemption_info() is not None
-        return self.is_warned
 
     def _save(self, progress: Progress) -> None:
         state = self.engine.state() | {f"best/{name}": tensor for name, tensor in self.best.items()}
@@ -239,11 +229,6 @@ class Stage:
                     key = f"{kind}/{part}.{name}"
                     if key in state:
                         parameter.copy_(state[key])
-
-
-def row_mark(ids: NDArray[np.int64]) -> int:
-    """A number that tells which rows make up a batch, whatever their order: marks of its parts add up to its own."""
-    return int((ids.astype(np.uint64) * _KNUTH % 2**32).sum())
 
 
 def _sums(*values: float) -> tuple[float, ...]:

@@ -48,7 +48,9 @@ def read_card(folder: str) -> dict[str, Any]:
     try:
         card: dict[str, Any] = json.loads(storage.read_text(storage.join(folder, CARD)))
     except ValueError:
-        raise InputError(f"{folder}/{CARD}: damaged or cut short; train or copy the part again") from None
+        card = {}
+    if "sha256" not in card:
+        raise InputError(f"{folder}/{CARD}: damaged or cut short; train or copy the part again")
     return card
 
 
@@ -59,9 +61,11 @@ def load_part(folder: str, part: Part, model: SASRecLLM) -> None:
         InputError: the part is missing, cut short, of another kind, or of another shape than the model's.
     """
     card = read_card(folder)
-    if card["part"] != part.value:
-        raise InputError(f"{folder}: holds the part {card['part']!r}, not {part.value!r}; name the right folder")
+    if card.get("part") != part.value:
+        raise InputError(f"{folder}: holds the part {card.get('part')!r}, not {part.value!r}; name the right folder")
     path = storage.join(folder, WEIGHTS)
+    if not storage.exists(path):
+        raise InputError(f"{path}: no such file, although {CARD} is there; train or copy the part again")
     content = storage.read_bytes(path)
     if hashlib.sha256(content).hexdigest() != card["sha256"]:
         raise InputError(f"{path}: damaged or cut short (its sha256 is not the one in {CARD}); train or copy it again")

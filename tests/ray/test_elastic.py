@@ -17,10 +17,10 @@ import pytest
 from heads import Cluster
 from processes import Running
 
+from rayrec.data.plan import row_mark
 from rayrec.settings import load
 from rayrec.store import Prepared, stage_jobs
 from rayrec.training.job import StageJob
-from rayrec.training.loop import row_mark
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.full]
 EPOCHS, STEPS = 60, 20

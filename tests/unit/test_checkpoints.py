@@ -116,6 +116,18 @@ def test_a_damaged_checkpoint_is_refused(name: str, damage: Any, tmp_path: Path)
     assert found is not None and found.progress.step == 5
 
 
+def test_a_storage_that_fails_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The advice would be to delete a good checkpoint."""
+    folder = saved(tmp_path, 5, 10)
+
+    def fail(uri: str) -> bytes:
+        raise OSError("the connection was reset")
+
+    monkeypatch.setattr(storage, "read_bytes", fail)
+    with pytest.raises(OSError, match="connection was reset"):
+        checkpoint.latest(folder)
+
+
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     folder = saved(tmp_path, 5)
     path = tmp_path / "checkpoints" / "step-00000005" / checkpoint.STATE

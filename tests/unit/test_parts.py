@@ -64,6 +64,14 @@ def cut_card(folder: Path) -> None:
     (folder / "part.json").write_text('{"part": "enc')
 
 
+def empty_card(folder: Path) -> None:
+    (folder / "part.json").write_text("{}")
+
+
+def lose_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
 def lose_card(folder: Path) -> None:
     (folder / "part.json").unlink()
 
@@ -78,6 +86,8 @@ def rename(folder: Path) -> None:
     [
         (cut, "model.safetensors: damaged or cut short"),
         (cut_card, "part.json: damaged or cut short"),
+        (empty_card, "part.json: damaged or cut short"),
+        (lose_weights, "model.safetensors: no such file, although part.json is there"),
         (lose_card, "no trained part here; run the stage that trains it"),
         (rename, "holds the part 'mapper', not 'encoder'"),
     ],

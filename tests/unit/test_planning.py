@@ -108,6 +108,15 @@ def test_what_does_not_fit_is_told_with_the_mend(
     assert expected in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("offline")
+def test_a_card_that_no_worker_has_is_not_planned_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = ROOT / "configs" / "ml1m_tinyllama_t4.yaml"
+    on_cpu = ["engine.precision=bf16", "cluster.gpus_per_worker=0", "cluster.card_gb=0.1", f"storage={tmp_path}"]
+    with pytest.raises(InputError, match="no source"):
+        planning.print_plan(load(path, on_cpu))
+    assert "tune_lora" in (printed := capsys.readouterr().out) and "a card of" not in printed
+
+
 def test_all_that_would_stop_a_run_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"storage .*cannot be written.* \| cluster\.workers: 64 workers"):
         planning.print_plan(smoke(tmp_path, "cluster.workers=64", "storage=nosuch://bucket", *BATCHES))

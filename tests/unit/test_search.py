@@ -51,6 +51,12 @@ def test_an_override_of_the_base_changes_one_key_of_a_section(tmp_path: Path) ->
     assert found.base.cluster.workers == 1 and set(found.config.space) == {"encoder.width", LR}
 
 
+def test_an_override_below_a_value_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(PLAIN | {"set": 3}))
+    with pytest.raises(InputError, match=r"--set set\.data\.history: 'set' is a value, not a section"):
+        load_search(tmp_path / "s.yaml", ["set.data.history=4"])
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"space": {"encoder.widht": [16]}}, r"unknown key 'encoder\.widht'; did you mean 'width'\?"),
     "unknown section": ({"space": {"encodr.width": [16]}}, r"unknown key 'encodr'; did you mean 'encoder'\?"),

@@ -1,5 +1,6 @@
 """Prompts that share their prefix against the same prompts each in one piece: values and gradients are the same."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,24 +166,24 @@ def test_nothing_left_of_the_soft_tokens_keeps_a_gradient(model: SASRecLLM, monk
     assert calls == [((3, 8), False), ((6, 8 + 2 * SOFT), True)]
 
 
-def test_layers_that_compute_again_give_the_same(model: SASRecLLM) -> None:
+def recomputing(model: SASRecLLM) -> None:
     """Under gradient checkpointing no keys are kept, and the prefix goes along."""
-    model.freeze_all_but({Part.MAPPER})
-    model.set_mode({Part.MAPPER})
-    whole, split = pair(hybrid=True)
-    expected = learned(model, whole)
     assert model.backbone is not None
     model.backbone.decoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     model.backbone.recomputes = True
-    assert_same(learned(model, split), expected)
 
 
-def test_a_merged_lora_gives_the_same(model: SASRecLLM) -> None:
-    model.freeze_all_but({Part.MAPPER})
-    model.set_mode({Part.MAPPER})
-    _, split = pair(hybrid=True)
-    expected = learned(model, split)
+def merged(model: SASRecLLM) -> None:
     assert model.backbone is not None
     merge_lora(model.backbone)
     assert Part.LORA not in model.parts() and not any("lora" in name for name, _ in model.named_modules())
+
+
+@pytest.mark.parametrize(("change", "cut"), [(recomputing, Cut.NOWHERE), (merged, Cut.LEARNING)])
+def test_another_way_to_compute_gives_the_same(change: Callable[[SASRecLLM], None], cut: Cut, model: SASRecLLM) -> None:
+    model.freeze_all_but({Part.MAPPER})
+    model.set_mode({Part.MAPPER})
+    split = pair(hybrid=True)[1]
+    expected = learned(model, pair(hybrid=True, cut=cut)[1])
+    change(model)
     assert_same(learned(model, split), expected)
