@@ -204,3 +204,30 @@ def test_twenty_trials_leave_nothing_behind(job_env: dict[str, str], tmp_path: P
         assert {actor["class_name"] for actor in actors if actor["state"] != "DEAD"} <= OF_THE_CLUSTER
         assert set(temporary.iterdir()) - clusters <= {torchs}
         assert [path for path in tmp_path.rglob("*") if ".partial" in path.name or path.name == "tune"] == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "scheduler",
+    [{"kind": "hyperband"}, {"kind": "median", "at_least": 2}, {"kind": "pbt", "every": 3, "quantile": 0.5}],
+    ids=lambda scheduler: scheduler["kind"],
+)
+def test_schedulers_that_pause_compare_and_copy(
+    scheduler: dict[str, Any], job_env: dict[str, str], tmp_path: Path
+) -> None:
+    """Each comes to its end, spends no step that the table does not count, and does what its name says."""
+    changes: dict[str, Any] = {"algorithm": "random", "concurrent": 2, "budget": {"trials": 4}, "scheduler": scheduler}
+    searching = Searching(tmp_path, job_env, ENCODER, space={LR: {"loguniform": [1e-6, 1e-2]}}, **changes)
+    searching.run()
+    trials, told = searching.table(), searching.table("evaluations")
+    assert len(trials) == 4 and set(trials["status"]) <= {"complete", "stopped"}
+    logs = searching.logs("pretrain_encoder")
+    assert all([line["step"] for line in log] == sorted({line["step"] for line in log}) for log in logs)
+    if scheduler["kind"] == "pbt":  # nobody is stopped; the worse half goes on from the better half's state
+        assert set(trials["status"]) == {"complete"} and len(logs) > 4
+        starts = sorted(log[0]["step"] for log in logs)
+        assert starts[:4] == [1] * 4 and all(start % 30 == 1 for start in starts)
+    else:
+        assert (trials["status"] == "stopped").any() and (trials["status"] == "complete").any()
+        assert sorted(len(log) for log in logs) == sorted(trials["steps"])
+    assert told.groupby("trial")["step"].max().tolist() == trials["steps"].tolist()
