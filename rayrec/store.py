@@ -21,6 +21,7 @@ from rayrec.data.tokenise import FOLDER as PROMPTS
 from rayrec.data.tokenise import MARK
 from rayrec.errors import InputError
 from rayrec.stages import STAGES, Part, StageName, inherited
+from rayrec.training import checkpoint
 from rayrec.training.job import DataFacts, StageJob
 from rayrec.training.parts import CARD, read_card
 
@@ -114,7 +115,7 @@ def _content(job: StageJob, data: Prepared, parents: Mapping[str, str]) -> dict[
     dumped = config.model_dump(mode="json")
     content = {
         "stage": job.stage.value,
-        "settings": job.settings.model_dump(mode="json", exclude={"checkpoint_every", "starts_from"}),
+        "settings": job.settings.model_dump(mode="json", exclude={"checkpoint_every", "starts_from", "resume_from"}),
         "seed": config.seed,
         "parents": dict(parents),
         "data": data.content(prompts=reads_text),
@@ -122,6 +123,8 @@ def _content(job: StageJob, data: Prepared, parents: Mapping[str, str]) -> dict[
         "scoring_batch": job.scoring_batch,
         "code": code_version(),
     }
+    if job.settings.resume_from is not None:
+        content["resumed"] = checkpoint.check_given(job.settings.resume_from)
     if Part.ENCODER in job.parts:
         content["encoder"] = dumped["encoder"] | {"max_len": job.facts.max_len}
     if Part.MAPPER in job.parts:

@@ -90,6 +90,7 @@ class StageConfig(Section):
     loss: Loss = Loss.LABEL_BCE
     trains: tuple[Part, ...] | None = Field(None, min_length=1)  # a subset of the stage's parts, e.g. [mapper]
     starts_from: Mapping[Part, str] = {}  # folders of saved parts to start from instead of this run's own
+    resume_from: str | None = None  # folder of a checkpoint of this stage, trained with another engine, to go on from
 
 
 class PretrainEncoderConfig(StageConfig):

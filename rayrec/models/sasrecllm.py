@@ -67,9 +67,18 @@ class SASRecLLM(nn.Module):
     def soft_tokens(self, batch: Batch) -> Tensor:
         """The user's and the target item's soft tokens, shape (B, 2, K, H)."""
         assert self.encoder is not None and self.mapper is not None
-        user_BD = self.encoder.user_vectors(batch.history_BL)
-        item_BD = self.encoder.item_vectors(batch.item_B)
+        user_BD, item_BD = self._user_vectors(batch), self.encoder.item_vectors(batch.item_B)
         return torch.stack([self.mapper(user_BD), self.mapper(item_BD)], dim=1)
+
+    def _user_vectors(self, batch: Batch) -> Tensor:
+        """Shape (B, D). Rows behind one prefix have one history: where no dropout tells them apart, it is read once."""
+        assert self.encoder is not None
+        if self.encoder.training or not isinstance(batch.prompt, SplitPrompt):
+            return self.encoder.user_vectors(batch.history_BL)
+        of_B = batch.prompt.prefix_of_B
+        any_row_U = of_B.new_zeros(len(batch.prompt.prefix_UP))
+        any_row_U[of_B] = torch.arange(batch.rows, device=of_B.device)
+        return self.encoder.user_vectors(batch.history_BL[any_row_U])[of_B]
 
     def parts(self) -> dict[Part, dict[str, nn.Parameter]]:
         """Part -> name within the part -> parameter. All other parameters are the backbone's own, always frozen."""

@@ -169,7 +169,7 @@ def _check_matters(path: str, base: Config, stage: StageName, origin: str) -> No
     named = rest.partition(".")[0] if section == "stages" else None
     stages = {name.value for name in lineage(stage)}
     unread = section not in sections or (named is not None and named in set(StageName) and named not in stages)
-    if unread or path.endswith((".checkpoint_every", ".starts_from")):
+    if unread or path.endswith((".checkpoint_every", ".starts_from", ".resume_from")):
         raise InputError(f"{origin}: space.{path}: changes nothing that {stage} computes; leave it out")
 
 

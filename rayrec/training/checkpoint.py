@@ -88,17 +88,43 @@ def latest(stage_folder: str) -> Resumed | None:
                 "%s: an incomplete checkpoint, left by an interrupted run; skipped", storage.join(folder, name)
             )
     complete = _complete(folder)
-    if not complete:
-        return None
-    where = storage.join(folder, complete[-1])
+    return (
+        _read(storage.join(folder, complete[-1]), "delete this folder to go on from the one before it")
+        if complete
+        else None
+    )
+
+
+def given(folder: str) -> Resumed:
+    """The checkpoint in a folder that a person named.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    check_given(folder)
+    return _read(folder, "name another one")
+
+
+def check_given(folder: str) -> str:
+    """The sha256 that a checkpoint's mark vouches for, without reading its state; raises as ``given``."""
+    path = storage.join(folder, MARK)
+    if not storage.exists(path):
+        raise InputError(
+            f"{folder}: no checkpoint here; name a folder store/{{stage}}/{{fingerprint}}/checkpoints/step-…"
+        )
+    try:
+        return str(json.loads(storage.read_text(path))["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged or cut short; name another checkpoint") from error
+
+
+def _read(where: str, mend: str) -> Resumed:
     try:
         content = storage.read_bytes(storage.join(where, STATE))
         progress = _progress(storage.read_text(storage.join(where, MARK)), content)
         return Resumed(progress, safetensors.torch.load(content))
     except (FileNotFoundError, _DamageError, SafetensorError) as error:  # any other trouble of the storage is its own
-        raise InputError(
-            f"{where}: the checkpoint is damaged or cut short; delete this folder to go on from the one before it"
-        ) from error
+        raise InputError(f"{where}: the checkpoint is damaged or cut short; {mend}") from error
 
 
 def _progress(mark: str, content: bytes) -> Progress:

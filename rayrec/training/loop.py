@@ -16,6 +16,7 @@ from rayrec.data.columns import ROW
 from rayrec.data.plan import row_mark
 from rayrec.data.streams import training_batches
 from rayrec.errors import DivergedError, InputError
+from rayrec.models.sasrecllm import trainable
 from rayrec.stages import StageName
 from rayrec.training import checkpoint
 from rayrec.training.ahead import Ahead
@@ -70,13 +71,13 @@ class Stage:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.job, self.board = job.on(self.world), board
         job = self.job
-        resumed = checkpoint.latest(job.folder)
+        resumed = checkpoint.latest(job.folder) or _given(job)
         self.progress = resumed.progress if resumed else Progress()
         self.log = ProgressLog(job.folder, self.progress.step)
         self.stream = self._stream()  # fetches the first rows while the model loads
         self.model = stage_model(job)
         if resumed:
-            self._load(resumed.state, "weights")
+            self._load(resumed.state, job.settings.resume_from or job.folder)
         settings = job.settings
         self.engine = Engine.of_stage(job, self.model)
         self.best = self.engine.weights()
@@ -222,13 +223,35 @@ class Stage:
             return Ahead(iter(()))
         return Ahead(training_batches(job.order(self.rank, self.world), self.progress.step, job.total_steps))
 
-    def _load(self, state: dict[str, torch.Tensor], kind: str) -> None:
+    def _load(self, state: dict[str, torch.Tensor], origin: str) -> None:
+        """The weights of what the stage trains.
+
+        Raises:
+            InputError: a checkpoint that a person named is of another model.
+        """
         with torch.no_grad():
-            for part, parameters in self.model.parts().items():
-                for name, parameter in parameters.items():
-                    key = f"{kind}/{part}.{name}"
-                    if key in state:
-                        parameter.copy_(state[key])
+            for name, parameter in trainable(self.model, self.job.trains).items():
+                held = state.get(f"weights/{name}")
+                if held is None or held.shape != parameter.shape:
+                    shape = "no such tensor" if held is None else f"shape {tuple(held.shape)}"
+                    raise InputError(
+                        f"{origin}: {name}: {shape}, and this configuration's is"
+                        f" {tuple(parameter.shape)}; name a checkpoint of this stage and model"
+                    )
+                parameter.copy_(held)
+
+
+def _given(job: StageJob) -> checkpoint.Resumed | None:
+    """The checkpoint that the configuration names: any precision, ZeRO stage and number of workers may have left it."""
+    folder = job.settings.resume_from
+    if folder is None:
+        return None
+    resumed = checkpoint.given(folder)
+    if resumed.progress.step > job.total_steps:
+        raise InputError(
+            f"{folder}: of step {resumed.progress.step}, but stages.{job.stage} has {job.total_steps}; raise its epochs"
+        )
+    return resumed
 
 
 def _sums(*values: float) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ import processes
 import pytest
 import safetensors.torch
 import torch
-from conftest import EPOCHS, LONGER, Pipeline
+from conftest import EPOCHS, LONGER, SMOKE, Pipeline
 from pages import assert_needs_no_network
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
@@ -228,6 +228,25 @@ def test_one_stage_alone_and_one_part_of_it(uninterrupted: Pipeline, folder: Pat
     (state,) = tmp_path.glob("store/tune_hybrid/*/checkpoints/step-00000005/state.safetensors")
     size = state.stat().st_size
     assert size <= 16 * sum(tensor.numel() for tensor in mapper.values()) + 2**20
+
+
+@pytest.mark.full
+def test_a_stage_goes_on_under_another_engine(uninterrupted: Pipeline, folder: Path, tmp_path: Path) -> None:
+    """From two workers, ZeRO-2 and fp32 to one worker, ZeRO-0 and bf16, in the middle of a stage."""
+    (given,) = (folder.parent / "store" / "tune_lora").iterdir()
+    before = sorted((given / "checkpoints").iterdir())[0]
+    assert before.name == "step-00000050"
+    changes = [f"storage={tmp_path}", "engine.precision=bf16", "engine.zero_stage=0", "cluster.workers=1"]
+    changes += [f"stages.tune_lora.resume_from={before}"]
+    options = [*SMOKE, *(option for change in changes for option in ("--set", change))]
+    processes.run(processes.job("prepare", *options), uninterrupted.env, tmp_path / "prepared").checked()
+    command = processes.job("train_stage", "tune_lora", *options)
+    processes.run(command, uninterrupted.env, tmp_path / "trained").checked()
+    ours, theirs = progress(tmp_path / "smoke", "tune_lora"), progress(folder, "tune_lora")[50:]
+    assert [(line["step"], line["row_mark"]) for line in ours] == [(line["step"], line["row_mark"]) for line in theirs]
+    assert {line["workers"] for line in ours} == {1}
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], abs=2e-2)
+    assert [line["loss"] for line in ours] != [line["loss"] for line in theirs]
 
 
 def test_a_name_stands_for_one_configuration(uninterrupted: Pipeline, folder: Path, tmp_path: Path) -> None:

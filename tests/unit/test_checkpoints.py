@@ -167,3 +167,16 @@ def test_what_a_killed_process_left_is_swept_by_the_next_save(tmp_path: Path) ->
     saved(tmp_path, 3)
     assert {path.parts[0] for path in map(Path, everything(tmp_path))} == {"checkpoints"}
     assert {Path(name).parts[1] for name in everything(tmp_path)} == {"step-00000003"}
+
+
+# A checkpoint that a person names
+
+
+def test_a_named_checkpoint_comes_back_or_is_refused(tmp_path: Path) -> None:
+    folder = f"{saved(tmp_path, 5)}/checkpoints/step-00000005"
+    assert checkpoint.given(folder).progress.step == 5
+    with pytest.raises(InputError, match="nowhere: no checkpoint here; name a folder store/"):
+        checkpoint.given(str(tmp_path / "nowhere"))
+    Path(folder, checkpoint.STATE).write_bytes(b"other")
+    with pytest.raises(InputError, match="damaged or cut short; name another one"):
+        checkpoint.given(folder)

@@ -117,6 +117,23 @@ def test_a_suffix_sees_its_prefix_and_itself_at_its_own_positions() -> None:
 # Models
 
 
+@pytest.mark.parametrize("cut", [Cut.LEARNING, Cut.TITLE])
+def test_a_frozen_encoder_reads_a_history_once(cut: Cut, model: SASRecLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, split = pair(hybrid=True, cut=cut)
+    assert model.encoder is not None
+    read: list[int] = []
+    encode = model.encoder.user_vectors
+    monkeypatch.setattr(
+        model.encoder, "user_vectors", lambda histories: read.append(len(histories)) or encode(histories)
+    )
+    model.set_mode({Part.MAPPER})
+    once = model.soft_tokens(split)
+    torch.testing.assert_close(once, model.soft_tokens(whole), atol=1e-6, rtol=1e-6)
+    model.set_mode({Part.ENCODER, Part.MAPPER})  # each row has a dropout of its own
+    model.soft_tokens(split)
+    assert read == [3, 6, 6]
+
+
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5, msg=name)

@@ -121,6 +121,22 @@ def test_a_named_part_counts_by_its_content(tmp_path: Path) -> None:
     assert seen[0] != seen[1]
 
 
+def test_a_named_checkpoint_counts_by_its_content(tmp_path: Path) -> None:
+    """What went on from another engine's state is not what one engine trained."""
+    pure = origin(run(tmp_path, {})).fingerprint
+    of = run(tmp_path, {"stages": {"tune_hybrid": {"resume_from": str(tmp_path / "there")}}})
+    with pytest.raises(InputError, match="no checkpoint here"):
+        of.stage_jobs()
+    seen = []
+    for content in ("d4", "d5"):
+        storage.write_text(f"{tmp_path}/there/progress.json", json.dumps({"sha256": content}))
+        seen.append(origin(of).fingerprint)
+    assert len({pure, *seen}) == 3
+    storage.write_text(f"{tmp_path}/there/progress.json", "{")
+    with pytest.raises(InputError, match="damaged or cut short; name another checkpoint"):
+        of.stage_jobs()
+
+
 def test_without_prompts_there_is_the_encoder(tmp_path: Path) -> None:
     of = run(tmp_path, {})
     storage.delete(of.path("data", "prompts"))
