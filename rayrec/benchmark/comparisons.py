@@ -11,12 +11,12 @@ from rayrec.benchmark.references import CollmLoop, OnePromptEach, TrainerLoop
 from rayrec.benchmark.rows import Rounds
 from rayrec.benchmark.settings import Benchmark, Subject
 from rayrec.benchmark.stages import OwnLoop
-from rayrec.benchmark.timing import Comparison, Work, compare
+from rayrec.benchmark.timing import Comparison, Work, compare, the_device
 from rayrec.data.prompts import PromptEncoder
 from rayrec.data.tokenise import load_tokenizer, open_encoder
 from rayrec.models.backbone import merge_lora
 from rayrec.models.checkpoints import local_backbone
-from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build
+from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build
 from rayrec.ranking import score_candidates
 from rayrec.stages import Part, StageName
 from rayrec.store import Prepared
@@ -87,7 +87,8 @@ def _reranking(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
     model = _fresh(job, shape)
     if model.backbone is not None:
         merge_lora(model.backbone)
-        model.backbone.to(torch.bfloat16 if config.engine.precision == "bf16" else torch.float32)
+        model.backbone.to(DTYPES[config.engine.precision])
+    model.to(the_device())
     tokenizer = load_tokenizer(local_backbone(config.backbone.sources))
     prompts: PromptEncoder = open_encoder(data.folder, config.data, tokenizer)
     random = np.random.default_rng(0)

@@ -17,13 +17,14 @@ from torch.nn import functional as F
 
 from rayrec.batch import Prompt
 from rayrec.benchmark.rows import Rounds
+from rayrec.benchmark.timing import the_device
 from rayrec.config import Config
 from rayrec.config.model import LoraConfig
 from rayrec.data import columns as c
 from rayrec.data.collate import Cut, collate
 from rayrec.data.prompts import PromptEncoder
 from rayrec.models.backbone import lora_adapter
-from rayrec.models.sasrecllm import ModelShape, SASRecLLM
+from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM
 from rayrec.ranking import candidate_table
 from rayrec.stages import Part
 
@@ -51,6 +52,12 @@ class CollmLoop:
         if model is not None:
             self.llm.requires_grad_(False)
             model.freeze_all_but((Part.ENCODER, Part.MAPPER))
+        self.device, low = the_device(), rounds.job.precision
+        for module in (self.llm, model):
+            if module is not None:
+                module.to(self.device)
+        self.autocast = torch.autocast(self.device.type, DTYPES[low], enabled=low != "fp32")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=low == "fp16")
         trained = [p for m in (self.llm, model) if m is not None for p in m.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=rounds.job.settings.lr)
 
@@ -62,14 +69,14 @@ class CollmLoop:
 
     def step(self, table: pa.Table) -> float:
         """One optimizer step over a batch."""
-        batch = collate(table, self.rounds.job.config.mapper.tokens, Cut.NOWHERE)
+        batch = collate(table, self.rounds.job.config.mapper.tokens, Cut.NOWHERE).to(self.device)
         assert isinstance(batch.prompt, Prompt)
         self.llm.train(self.soft is None)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.rounds.job.precision == "bf16"):
+        with self.autocast:
             embeddings = self.llm.get_input_embeddings()(batch.prompt.tokens_BT)
             if self.soft is not None:
                 self.soft.set_mode((Part.ENCODER, Part.MAPPER))
-                rows_B11 = torch.arange(batch.rows)[:, None, None]
+                rows_B11 = torch.arange(batch.rows, device=self.device)[:, None, None]
                 vectors = self.soft.soft_tokens(batch).to(embeddings.dtype)
                 embeddings = embeddings.index_put((rows_B11, batch.prompt.soft_at_B2K), vectors)
             embeddings, mask = _left_padded(embeddings, batch.prompt.length_B)
@@ -77,8 +84,9 @@ class CollmLoop:
             yes, no = logits_BTV[:, -1, self.answers].float().unbind(-1)
             loss = F.binary_cross_entropy_with_logits(yes - no, batch.label_B)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return float(loss.detach())
 
 
@@ -103,7 +111,8 @@ class TrainerLoop:
                 max_steps=len(examples) // size,
                 learning_rate=self.rounds.job.settings.lr,
                 bf16=self.rounds.job.precision == "bf16",
-                use_cpu=True,
+                fp16=self.rounds.job.precision == "fp16",
+                use_cpu=the_device().type == "cpu",
                 report_to=[],
                 save_strategy="no",
                 logging_strategy="no",
@@ -140,7 +149,7 @@ class OnePromptEach:
         for start in range(0, len(self.items), _EACH):
             some = self.items[start : start + _EACH]
             table = candidate_table(self.prompts, self.history, some, shown=self.config.data.history, read=read)
-            self.model(collate(table, self.config.mapper.tokens, Cut.NOWHERE))
+            self.model(collate(table, self.config.mapper.tokens, Cut.NOWHERE).to(the_device())).cpu()
         return len(self.items)
 
 
@@ -161,7 +170,7 @@ def _collated(examples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
 def _left_padded(embeddings: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
     """Right-padded rows moved to the right, and their mask."""
     width = embeddings.shape[1]
-    column = torch.arange(width)
+    column = torch.arange(width, device=embeddings.device)
     source = (column - (width - length_B[:, None])) % width
     moved = torch.gather(embeddings, 1, source[:, :, None].expand_as(embeddings))
     return moved, (column >= width - length_B[:, None]).long()

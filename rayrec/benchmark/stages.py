@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.nn import functional
 
 from rayrec.benchmark.rows import Rounds
+from rayrec.benchmark.timing import the_device
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.training.engine import Engine
 from rayrec.training.model import quiet_libraries
@@ -19,7 +20,8 @@ def alone(folder: Path) -> None:
     os.environ.setdefault("LOCAL_RANK", "0")
     quiet_libraries()
     if not dist.is_initialized():
-        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
+        backend = "nccl" if the_device().type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{folder}/group", rank=0, world_size=1)
 
 
 class OwnLoop:
@@ -44,11 +46,13 @@ def matmul_peak(dtype: torch.dtype, seconds: float = 2.0) -> float:
 
     A CPU without instructions for bf16 reaches a tenth of its fp32 figure.
     """
-    size, best, end = 1024, 0.0, time.perf_counter() + seconds
-    states, weight = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    functional.linear(states, weight)
+    device = the_device()
+    size = 1024 if device.type == "cpu" else 8192
+    best, end = 0.0, time.perf_counter() + seconds
+    states, weight = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    float(functional.linear(states, weight)[0, 0])
     while time.perf_counter() < end:
         began = time.perf_counter()
-        functional.linear(states, weight)
+        float(functional.linear(states, weight)[0, 0])  # a number on the host: the product is done
         best = max(best, 2 * size**3 / (time.perf_counter() - began))
     return best

@@ -5,9 +5,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 Work = Callable[[int], int]  # the number of a round -> how many things it did
+
+
+def the_device() -> torch.device:
+    """Where both sides compute: this process's GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from rayrec.training.job import StageJob
 TOKENS = 256  # of a prompt, assumed: ten titles seldom need more
 # NF4: half a byte; of each 64 weights one constant of a byte, of each 256 of these one of four bytes. QLoRA, section 3.
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-_CUDA = 0.6e9  # the CUDA context and its libraries; allocated before the first tensor
+CUDA_CONTEXT = 0.6e9  # of the driver and its libraries, before the first tensor; assumed
 _FP32 = 4
 
 
@@ -44,14 +44,14 @@ class Footprint:
         return self.weights + self.gradients + self.optimizer + self.activations + self.buffers
 
 
-def footprint(job: StageJob, shape: ModelShape) -> Footprint:
-    """What ``job`` takes of each worker; ``shape`` must be empty.
+def footprint(job: StageJob, shape: ModelShape, *, tokens: int = TOKENS) -> Footprint:
+    """What ``job`` takes of each worker with prompts of ``tokens``; ``shape`` must be empty.
 
     Sharing of prefixes is left out, so activations are an upper bound.
     """
     with torch.device("meta"):
         model = build(job.config, shape, parts=job.parts, with_backbone=job.spec.reads.uses_backbone)
-        activations = _activations(job, model)
+        activations = _activations(job, model, tokens)
     engine, workers = job.config.engine, job.config.cluster.least
     width = torch.finfo(DTYPES[job.precision]).bits // 8
     sizes = [p.numel() for p in trainable(model, job.trains).values()]
@@ -71,7 +71,7 @@ def footprint(job: StageJob, shape: ModelShape) -> Footprint:
         gradients=gradients,
         optimizer=optimizer if engine.offload == "none" else 0,
         activations=activations,
-        buffers=buffers + (_CUDA if job.config.cluster.gpus_per_worker else 0),
+        buffers=buffers + (CUDA_CONTEXT if job.config.cluster.gpus_per_worker else 0),
         host=offloaded,
     )
 
@@ -84,7 +84,7 @@ def _linear(model: SASRecLLM) -> int:
     return sum(layer.weight.numel() for name, layer in layers if ".lora_" not in name)
 
 
-def _activations(job: StageJob, model: SASRecLLM) -> float:
+def _activations(job: StageJob, model: SASRecLLM, tokens: int) -> float:
     rows, length = job.micro_batch, job.facts.max_len
     model.freeze_all_but(job.trains)
     model.to(DTYPES[job.precision])
@@ -92,7 +92,7 @@ def _activations(job: StageJob, model: SASRecLLM) -> float:
     prompt = None
     if model.backbone is not None:
         soft = torch.ones(rows, 2, job.config.mapper.tokens).long() if model.mapper is not None else None
-        prompt = Prompt(torch.ones(rows, TOKENS).long(), torch.full((rows,), TOKENS), soft)
+        prompt = Prompt(torch.ones(rows, tokens).long(), torch.full((rows,), tokens), soft)
     batch = Batch(history, item, label, prompt)
     model.set_mode(job.trains)
     with _counted(model) as kept:
@@ -102,7 +102,7 @@ def _activations(job: StageJob, model: SASRecLLM) -> float:
         return float(sum(sizes) + 2 * max(sizes))  # the last term: what a layer's backward pass computes in
     shape: Any = model.backbone.decoder.config
     one_layer = sum(sizes) / shape.num_hidden_layers
-    inputs = rows * TOKENS * shape.num_hidden_layers * shape.hidden_size * torch.finfo(DTYPES[job.precision]).bits / 8
+    inputs = rows * tokens * shape.num_hidden_layers * shape.hidden_size * torch.finfo(DTYPES[job.precision]).bits / 8
     return float(inputs + one_layer + 2 * max(sizes))
 
 

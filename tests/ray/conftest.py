@@ -37,12 +37,6 @@ def ray_local() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def job_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment of a job: a cache of its own, nothing of this process's Ray."""
-    return processes.environment(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="session")
 def uninterrupted(job_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """The whole pipeline of the smoke configuration, once for all tests."""
     storage = tmp_path_factory.mktemp("uninterrupted")

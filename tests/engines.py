@@ -1,4 +1,4 @@
-"""An engine on a group of gloo processes, for tests: one model, one stream of batches, and runs that go on from others.
+"""An engine on a group of processes, for tests: one model, one stream of batches, and runs that go on from others.
 
 A group's processes run all its cases one after the other, since importing takes longer than training here.
 """
@@ -29,6 +29,7 @@ STEPS, CUT, ROWS, MICRO = 20, 10, 8, 2
 CLIPPING = 0.05  # so small that every step of the plain loop is clipped
 ITEMS, MAX_LEN, WIDTH = 21, 7, 5  # width 5: biases, norms and the position table are of sizes that 2 does not divide
 ZERO = (0, 1, 2, 3)
+NF4 = "nf4"  # a precision of its own here: frozen weights in four bits, the rest in bf16
 STAGE = TuneLoraConfig.model_validate(
     {"epochs": 1, "lr": 1e-3, "part_lr": {"encoder": 3e-4}, "weight_decay": 0.01, "warmup": 0.2, "batch": ROWS}
 )
@@ -54,9 +55,12 @@ def name(zero: int, precision: str, world: int, start: str = "") -> str:
 
 
 def config(zero: int, precision: str) -> Config:
+    low = "bf16" if precision == NF4 else precision
     return Config.model_validate(
         {
-            "engine": {"precision": precision, "zero_stage": zero, "gradient_clipping": CLIPPING},
+            "engine": {"precision": low, "zero_stage": zero, "gradient_clipping": CLIPPING},
+            "backbone": {"quantised": NF4 if precision == NF4 else None},
+            "cluster": {"gpus_per_worker": int(precision in {"fp16", NF4})},
             "encoder": {"width": WIDTH, "heads": 1, "dropout": 0.0},
             "lora": {"dropout": 0.0},
         }
@@ -111,19 +115,23 @@ def load(folder: Path, case: str) -> dict[str, Any]:
     return kept
 
 
-def run_cases(cases: Sequence[Case], world: int, folder: Path) -> None:
+def run_cases(cases: Sequence[Case], world: int, folder: Path, device: str = "cpu") -> None:
     """Run them on a group of ``world`` processes and keep their results in ``folder``, where the backbone lies too."""
     meeting = folder / f"meet-{uuid.uuid4().hex}"
-    mp.spawn(_run_group, args=(world, cases, folder, meeting), nprocs=world)
+    mp.spawn(_run_group, args=(world, cases, meeting, device), nprocs=world)
 
 
-def _run_group(rank: int, world: int, cases: Sequence[Case], folder: Path, meeting: Path) -> None:
+def _run_group(rank: int, world: int, cases: Sequence[Case], meeting: Path, device: str) -> None:
     """One process of a group: every case in turn; rank 0 keeps what each gave."""
+    folder = meeting.parent
     warnings.filterwarnings("ignore")
     quiet_transformers()
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "DS_ACCELERATOR": "cpu"}
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "DS_ACCELERATOR": device}
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=world)
     for case in cases:
         given = load(folder, case.start)["cut"] if case.start else None
         result = _train(case, given, rank, world, folder)
