@@ -41,6 +41,7 @@ class Loss(Name):
 
     LABEL_BCE = "label_bce"  # BCE of the row's score against its label
     NEXT_ITEM = "next_item"  # SASRec's own: one sampled negative at every position
+    SOFTMAX = "softmax"  # the same positions against the whole catalogue
 
 
 class StageName(Name):
@@ -64,7 +65,7 @@ STAGES = MappingProxyType(
         StageName.PRETRAIN_ENCODER: StageSpec(
             trains=frozenset({Part.ENCODER}),
             reads=Stream.INTERACTIONS,
-            losses=(Loss.LABEL_BCE, Loss.NEXT_ITEM),
+            losses=(Loss.LABEL_BCE, Loss.NEXT_ITEM, Loss.SOFTMAX),
         ),
         StageName.TUNE_LORA: StageSpec(trains=frozenset({Part.LORA}), reads=Stream.TEXT_PROMPTS),
         StageName.TUNE_HYBRID: StageSpec(

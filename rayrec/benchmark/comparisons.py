@@ -1,11 +1,14 @@
 """Each subject of a benchmark as a comparison."""
 
 import gc
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from rayrec.benchmark.encoders import RECTOOLS, OwnEncoderLoop, rectools
 from rayrec.benchmark.metrics import MetricRows
 from rayrec.benchmark.references import CollmLoop, OnePromptEach, TrainerLoop
 from rayrec.benchmark.rows import Rounds
@@ -18,6 +21,7 @@ from rayrec.models.backbone import merge_lora
 from rayrec.models.checkpoints import local_backbone
 from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build
 from rayrec.ranking import score_candidates
+from rayrec.settings import validate, with_values
 from rayrec.stages import Part, StageName
 from rayrec.store import Prepared
 from rayrec.training.job import StageJob
@@ -34,6 +38,7 @@ GROUPBY = "pandas groupby with scikit-learn's roc_auc_score for each user, and o
 def run_comparisons(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
     """Every subject of one process, one after the other; each gives its memory back before the next begins."""
     subjects = {
+        Subject.ENCODER: _encoder,
         Subject.LORA: _lora,
         Subject.HYBRID: _hybrid,
         Subject.RERANKING: _reranking,
@@ -43,6 +48,30 @@ def run_comparisons(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison
         if subject in subjects:
             yield from subjects[subject](benchmark, data)
             gc.collect()
+
+
+def _encoder(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
+    python, base = benchmark.config.rectools, benchmark.base
+    if python is None:
+        print("encoder stage: left out; `rectools` names no environment of RecTools to compare with", flush=True)
+        return
+    for loss, (_, reference) in RECTOOLS.items():
+        stages = with_values(base.model_dump(mode="json"), {f"stages.{StageName.PRETRAIN_ENCODER}.loss": loss.value})
+        job = _job(benchmark.model_copy(update={"base": validate(stages, reference)}), data, StageName.PRETRAIN_ENCODER)
+        rounds = Rounds(job, benchmark.config.encoder_steps)
+        ours = OwnEncoderLoop(rounds, _fresh(job, model_shape(base, job.facts, with_backbone=False)))
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            rectools(python, base, data.folder, loss, Path(scratch)) as theirs,
+        ):
+            yield compare(
+                name=f"encoder stage, {loss}",
+                reference=reference,
+                unit="positions/s",
+                ours=ours,
+                theirs=theirs,
+                rounds=benchmark.config.rounds,
+            )
 
 
 def _lora(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
@@ -132,4 +161,5 @@ def _rounds(benchmark: Benchmark, data: Prepared, stage: StageName) -> tuple[Rou
 
 def _fresh(job: StageJob, shape: ModelShape) -> SASRecLLM:
     torch.manual_seed(0)
-    return build(job.config, shape, parts=job.parts | {Part.LORA}, with_backbone=True)
+    reads_text = job.spec.reads.uses_backbone
+    return build(job.config, shape, parts=job.parts | ({Part.LORA} if reads_text else set()), with_backbone=reads_text)

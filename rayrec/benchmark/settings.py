@@ -16,6 +16,7 @@ from rayrec.settings import explain, load, override, read_tree, validate, with_v
 class Subject(str, Enum):
     """What is compared."""
 
+    ENCODER = "encoder"
     LORA = "lora"
     HYBRID = "hybrid"
     RERANKING = "reranking"
@@ -30,6 +31,8 @@ class BenchmarkConfig(Section):
     subjects: tuple[Subject, ...] = tuple(Subject)
     rounds: PositiveInt = 3  # that count, after one of each side that does not
     steps: PositiveInt = 4  # batches of a round
+    encoder_steps: PositiveInt = 60  # the same where the encoder trains alone
+    rectools: str | None = None  # the Python of an environment with rectools[torch], which wants older packages than we
     groups_steps: int = Field(12, ge=4)  # optimizer steps of one worker, and of two
     candidates: PositiveInt = 100  # of one user, to re-rank
     metric_rows: PositiveInt = 10_000_000

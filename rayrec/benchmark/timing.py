@@ -4,11 +4,20 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-Work = Callable[[int], int]  # the number of a round -> how many things it did
+
+class Timed(NamedTuple):
+    """Things done, and the seconds that count of a round that does other things too."""
+
+    done: int
+    seconds: float
+
+
+Work = Callable[[int], "int | Timed"]  # the number of a round -> how many things it did
 
 
 def the_device() -> torch.device:
@@ -46,9 +55,10 @@ def compare(
     for number in range(-1, rounds):
         for work, found in zip((ours, theirs), rates, strict=True):
             began = time.perf_counter()
-            done = work(number)
+            did = work(number)
+            done, seconds = did if isinstance(did, Timed) else (did, time.perf_counter() - began)
             if number >= 0:
-                found.append(done / (time.perf_counter() - began))
+                found.append(done / seconds)
     counted = [_flop(work, rounds) if flop else 0.0 for work in (ours, theirs)]
     return Comparison(
         name=name,
@@ -64,5 +74,5 @@ def compare(
 def _flop(work: Work, number: int) -> float:
     """Floating point operations of the matrix products that are really done for one thing."""
     with FlopCounterMode(display=False) as counter:
-        done = work(number)
-    return float(counter.get_total_flops()) / done
+        did = work(number)
+    return float(counter.get_total_flops()) / (did.done if isinstance(did, Timed) else did)

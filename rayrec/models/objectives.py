@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayrec.batch import Batch
+from rayrec.models.catalogue_softmax import catalogue_cross_entropy
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.stages import Loss
 
@@ -24,10 +25,9 @@ def next_item(model: SASRecLLM, batch: Batch) -> Tensor:
     """
     encoder = model.encoder
     assert encoder is not None
+    next_BL = _next_items(batch)
+    mask_BL = (next_BL > 0).float()
     states_BLD = encoder.encode(batch.history_BL)
-    liked_B = torch.where(batch.label_B > 0, batch.item_B, 0)
-    next_BL = torch.cat([batch.history_BL[:, 1:], liked_B[:, None]], dim=1)
-    mask_BL = ((next_BL > 0) & (batch.history_BL > 0)).float()
     # A shift by 1 .. items - 1 never lands on the positive itself.
     shift_BL = torch.randint(1, max(2, encoder.items), next_BL.shape, device=next_BL.device)
     other_BL = (next_BL - 1 + shift_BL) % encoder.items + 1
@@ -37,8 +37,25 @@ def next_item(model: SASRecLLM, batch: Batch) -> Tensor:
     return (loss_BL * mask_BL).sum() / mask_BL.sum().clamp_min(1.0)
 
 
+def softmax(model: SASRecLLM, batch: Batch) -> Tensor:
+    """At every position the next liked item against the whole catalogue: https://arxiv.org/abs/2307.12810."""
+    encoder = model.encoder
+    assert encoder is not None
+    next_BL = _next_items(batch)
+    there_BL = next_BL > 0
+    states_ND = encoder.encode(batch.history_BL)[there_BL]
+    return catalogue_cross_entropy(states_ND, encoder.item.weight[1:], next_BL[there_BL] - 1)
+
+
+def _next_items(batch: Batch) -> Tensor:
+    """The liked item after each item of the history, 0 for none, shape (B, L); a liked target is the last one's."""
+    liked_B = torch.where(batch.label_B > 0, batch.item_B, 0)
+    next_BL = torch.cat([batch.history_BL[:, 1:], liked_B[:, None]], dim=1)
+    return torch.where(batch.history_BL > 0, next_BL, 0)
+
+
 OBJECTIVES: Mapping[Loss, Callable[[SASRecLLM, Batch], Tensor]] = MappingProxyType(
-    {Loss.LABEL_BCE: label_bce, Loss.NEXT_ITEM: next_item}
+    {Loss.LABEL_BCE: label_bce, Loss.NEXT_ITEM: next_item, Loss.SOFTMAX: softmax}
 )
 
 

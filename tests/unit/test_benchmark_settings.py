@@ -1,13 +1,16 @@
 """What a benchmark's file may say, and how a comparison is counted."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from rayrec.benchmark.encoders import rectools
 from rayrec.benchmark.settings import load_benchmark
 from rayrec.benchmark.timing import Comparison, compare
 from rayrec.errors import InputError
+from rayrec.stages import Loss
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,3 +56,11 @@ def test_rounds_are_taken_in_turn_and_the_first_does_not_count() -> None:
 def test_the_ratio_is_the_median_of_the_rounds() -> None:
     found = Comparison(name="n", reference="r", unit="u", ours=(2.0, 9.0, 8.0), theirs=(1.0, 3.0, 1.0))
     assert found.ratios == (2.0, 3.0, 8.0) and found.ratio == 3.0
+
+
+def test_an_environment_without_rectools_is_refused(tmp_path: Path) -> None:
+    base = load_benchmark(ROOT / "configs" / "benchmark" / "default.yaml").base
+    for python, reason in ((sys.executable, "No module named 'rectools'"), ("/nowhere/python", "No such file")):
+        with pytest.raises(InputError, match=f"rectools: {python} does not import it .*{reason}") as refused:
+            rectools(python, base, str(tmp_path), Loss.SOFTMAX, tmp_path).__enter__()
+        assert "\n" not in str(refused.value)

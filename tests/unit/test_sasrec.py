@@ -1,6 +1,7 @@
 """The encoder against torch's own transformer, its padding and causality, and the objectives against slow loops."""
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from rayrec.batch import Batch
 from rayrec.config.model import EncoderConfig
-from rayrec.models.objectives import Objective, label_bce, next_item
+from rayrec.models.objectives import Objective, label_bce, next_item, softmax
 from rayrec.models.sasrec import SASRec
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.stages import Loss
@@ -186,9 +187,23 @@ def test_next_item_equals_the_slow_loop() -> None:
 
 
 @torch.no_grad()
-def test_next_item_of_nothing_is_zero() -> None:
+def test_softmax_equals_the_slow_loop() -> None:
+    model, items, labels = encoder(), [4, 30, 1, 1, 9], [1.0, 0.0, 1.0, 0.0, 1.0]
+    losses = []
+    for row, item, label in zip(ROWS, items, labels, strict=True):
+        known = row + ([item] if label else [])
+        for place in range(min(len(row), len(known) - 1)):
+            logits = [float(reference(model, row)[place] @ model.item.weight[i]) for i in range(1, ITEMS + 1)]
+            losses.append(math.log(sum(map(math.exp, logits))) - logits[known[place + 1] - 1])
+    found = softmax(SASRecLLM(model, None, None), batch(ROWS, items, labels))
+    assert float(found) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("loss", [next_item, softmax])
+def test_next_item_of_nothing_is_zero(loss: Callable[[SASRecLLM, Batch], Tensor]) -> None:
     rows = batch([[], [3]], [5, 5], [1.0, 0.0])  # no history; a history of one and no liked target
-    assert float(next_item(SASRecLLM(encoder(), None, None), rows)) == 0.0
+    assert float(loss(SASRecLLM(encoder(), None, None), rows)) == 0.0
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ def test_a_stage_is_as_the_method_says(stage: StageName) -> None:
 
 def test_only_the_encoder_has_a_choice_of_losses() -> None:
     assert {stage: spec.losses for stage, spec in STAGES.items()} == {
-        PRETRAIN: (Loss.LABEL_BCE, Loss.NEXT_ITEM),
+        PRETRAIN: (Loss.LABEL_BCE, Loss.NEXT_ITEM, Loss.SOFTMAX),
         TUNE_LORA: (Loss.LABEL_BCE,),
         TUNE_HYBRID: (Loss.LABEL_BCE,),
     }
