@@ -32,6 +32,7 @@ COLLM = (
 )
 TRAINER = "transformers.Trainer with peft: fp32 weights (autocast in bf16), left padding, the answer as the last token"
 EACH = "one prompt a candidate, batches of 16, the same model"
+PLAIN = "the same without torch.compile, whose own minutes are in the round that does not count"
 GROUPBY = "pandas groupby with scikit-learn's roc_auc_score for each user, and once for all"
 
 
@@ -43,6 +44,7 @@ def run_comparisons(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison
         Subject.HYBRID: _hybrid,
         Subject.RERANKING: _reranking,
         Subject.METRICS: _metrics,
+        Subject.COMPILE: _compile,
     }
     for subject in benchmark.config.subjects:
         if subject in subjects:
@@ -147,6 +149,22 @@ def _metrics(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
         ours=rows.ours,
         theirs=rows.groupby,
         rounds=1,  # the reference takes minutes
+    )
+
+
+def _compile(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
+    rounds, shape = _rounds(benchmark, data, StageName.TUNE_LORA)
+    models = [_fresh(rounds.job, shape) for _ in range(2)]
+    assert models[0].backbone is not None
+    models[0].backbone.decoder.compile(dynamic=True)
+    ours, theirs = (OwnLoop(rounds, model) for model in models)
+    yield compare(
+        name="LoRA stage, torch.compile",
+        reference=PLAIN,
+        unit="rows/s",
+        ours=ours,
+        theirs=theirs,
+        rounds=benchmark.config.rounds,
     )
 
 

@@ -65,6 +65,10 @@ class Config(Section):
         ):
             if asked and not self.cluster.gpus_per_worker:
                 raise ValueError(f"{key} needs a GPU; {mend}, or set cluster.gpus_per_worker")
+        if self.fast.compile and (self.engine.zero_stage == 3 or self.engine.gradient_checkpointing):
+            raise ValueError(
+                "fast.compile: not with engine.zero_stage 3 or engine.gradient_checkpointing; leave it out"
+            )
         if "://" in self.storage.removeprefix("file://") and self.trackers.writes_files:
             raise ValueError(
                 f"trackers: {self.trackers.writes_files} writes files into the run's folder, and storage is a URI; use"

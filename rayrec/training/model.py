@@ -49,6 +49,7 @@ def stage_model(job: StageJob) -> SASRecLLM:
         calibrate_mapper(model)
     if _merges(job.config) and model.backbone and Part.LORA in job.origins and Part.LORA not in job.trains:
         merge_lora(model.backbone)
+    _compile(job.config, model)
     return model
 
 
@@ -76,8 +77,15 @@ def scoring_model(job: ScoringJob) -> SASRecLLM:
     if job.uses_backbone:
         for parameter in model.parameters():  # as the engine casts them; buffers stay fp32
             parameter.data = parameter.data.to(DTYPES[job.config.engine.precision])
+    _compile(job.config, model)
     model.set_mode(())
     return model
+
+
+def _compile(config: Config, model: SASRecLLM) -> None:
+    """In place, so that names of weights stay; for lengths of any kind, since every batch has its own."""
+    if config.fast.compile and model.backbone is not None:
+        model.backbone.decoder.compile(dynamic=True)
 
 
 def _merges(config: Config) -> bool:

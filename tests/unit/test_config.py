@@ -252,6 +252,11 @@ def test_a_batch_that_does_not_divide_says_what_would() -> None:
     assert "batch 1024 is not divisible by 3 workers; use a multiple of 3" in refused("cluster.workers=3")
 
 
+@pytest.mark.parametrize("other", ["engine.zero_stage=3", "engine.gradient_checkpointing=true"])
+def test_what_torch_compile_does_not_go_with(other: str) -> None:
+    assert "fast.compile: not with engine.zero_stage 3 or" in refused("fast.compile=true", other)
+
+
 # Identity
 
 

@@ -117,6 +117,22 @@ def test_a_suffix_sees_its_prefix_and_itself_at_its_own_positions() -> None:
 # Models
 
 
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("trained", "hybrid"), [({Part.LORA}, False), ({Part.ENCODER, Part.MAPPER}, True)])
+def test_compiled_it_is_the_same(trained: set[Part], hybrid: bool, model: SASRecLLM) -> None:
+    model.freeze_all_but(trained)
+    model.set_mode(trained)
+    batches = pair(hybrid=hybrid)
+    expected = [learned(model, batch) for batch in batches]
+    assert model.backbone is not None
+    names = [name for name, _ in model.named_parameters()]
+    model.backbone.decoder.compile(dynamic=True)
+    assert [name for name, _ in model.named_parameters()] == names
+    for batch, value in zip(batches, expected, strict=True):
+        assert_same(learned(model, batch), value)
+
+
 @pytest.mark.parametrize("cut", [Cut.LEARNING, Cut.TITLE])
 def test_a_frozen_encoder_reads_a_history_once(cut: Cut, model: SASRecLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, split = pair(hybrid=True, cut=cut)
