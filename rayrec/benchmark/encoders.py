@@ -3,14 +3,14 @@
 import json
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
+from pyarrow import csv
 
 from rayrec.benchmark import rectools_loop
 from rayrec.benchmark.stages import OwnLoop
@@ -45,8 +45,9 @@ class RecToolsLoop:
 
     def __call__(self, number: int) -> Timed:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(f"{self.epochs}\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(f"{self.epochs}\n")
+            self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
             raise RuntimeError(f"RecTools ended with exit code {self.process.wait()}; its message is above")
@@ -63,10 +64,10 @@ def rectools(python: str, base: Config, data: str, loss: Loss, scratch: Path) ->
     _check(python)
     train = open_table(f"{data}/train.parquet").select([c.USER_ID, c.ITEM_ID, c.LABEL, c.TIMESTAMP])
     liked = train.filter(pc.equal(train[c.LABEL], 1)).drop_columns([c.LABEL])
-    pq.write_table(liked.rename_columns([c.USER_ID, c.ITEM_ID, "datetime"]), scratch / "liked.parquet")
+    csv.write_csv(liked.rename_columns([c.USER_ID, c.ITEM_ID, "datetime"]), scratch / "liked.csv")
     encoder, stage = base.encoder, base.stages[StageName.PRETRAIN_ENCODER]
     asked = {
-        "rows": str(scratch / "liked.parquet"),
+        "rows": str(scratch / "liked.csv"),
         "loss": RECTOOLS[loss][0],
         "negatives": 1,
         "threads": torch.get_num_threads(),
@@ -78,7 +79,7 @@ def rectools(python: str, base: Config, data: str, loss: Loss, scratch: Path) ->
         "lr": stage.lr,
         "batch": stage.batch,
     }
-    command = [python, rectools_loop.__file__, json.dumps(asked)]
+    command = [python, "-I", rectools_loop.__file__, json.dumps(asked)]  # -I: its folder's modules are not for import
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=scratch) as process:
         yield RecToolsLoop(process, epochs=1)
         process.stdin.close()  # type: ignore[union-attr]
@@ -86,12 +87,14 @@ def rectools(python: str, base: Config, data: str, loss: Loss, scratch: Path) ->
 
 def _check(python: str) -> None:
     try:
-        found = subprocess.run([python, "-c", "import rectools.models"], capture_output=True, text=True, check=False)
+        found = subprocess.run(
+            [python, "-I", "-c", "import rectools.models"], capture_output=True, text=True, check=False
+        )
         reason = found.stderr.strip().splitlines()[-1:] if found.returncode else None
     except OSError as error:
         reason = [str(error)]
     if reason is not None:
         raise InputError(
             f"rectools: {python} does not import it ({' '.join(reason)}); name the Python of an environment made by"
-            " `pip install 'rectools[torch]' pyarrow`, or leave the key out"
+            " `pip install 'rectools[torch]'`, or leave the key out"
         )

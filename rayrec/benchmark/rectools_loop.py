@@ -1,7 +1,7 @@
 """RecTools' SASRecModel (https://rectools.readthedocs.io), some epochs at a time, for a benchmark.
 
 Run as a program of its own by the Python of an environment that holds RecTools, which needs older packages than rayrec;
-so nothing of rayrec is imported. Its argument is JSON: ``rows`` (Parquet: user_id, item_id, datetime), ``loss``,
+so nothing of rayrec is imported. Its argument is JSON: ``rows`` (a CSV file: user_id, item_id, datetime), ``loss``,
 ``negatives``, ``threads`` and the model's sizes. A line of input asks for so many epochs and is answered by a line of
 JSON: the positions trained on, and the epochs' seconds without what RecTools prepares before.
 """
@@ -28,7 +28,7 @@ def main() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     asked = json.loads(sys.argv[1])
     torch.set_num_threads(asked["threads"])
-    frame = pd.read_parquet(asked["rows"])[_COLUMNS].assign(weight=1.0)
+    frame = pd.read_csv(asked["rows"])[_COLUMNS].assign(weight=1.0)
     spent: list[float] = []
 
     class Clock(Callback):  # type: ignore[misc]

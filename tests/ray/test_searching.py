@@ -208,19 +208,24 @@ def test_twenty_trials_leave_nothing_behind(job_env: dict[str, str], tmp_path: P
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "scheduler",
-    [{"kind": "hyperband"}, {"kind": "median", "at_least": 2}, {"kind": "pbt", "every": 3, "quantile": 0.5}],
-    ids=lambda scheduler: scheduler["kind"],
+    ("scheduler", "count"),
+    [
+        ({"kind": "hyperband"}, 6),  # three in the first bracket, which stops none, and three in the second
+        ({"kind": "median", "at_least": 2}, 4),
+        ({"kind": "pbt", "every": 3, "quantile": 0.5}, 4),
+    ],
+    ids=["hyperband", "median", "pbt"],
 )
 def test_schedulers_that_pause_compare_and_copy(
-    scheduler: dict[str, Any], job_env: dict[str, str], tmp_path: Path
+    scheduler: dict[str, Any], count: int, job_env: dict[str, str], tmp_path: Path
 ) -> None:
     """Each comes to its end, spends no step that the table does not count, and does what its name says."""
-    changes: dict[str, Any] = {"algorithm": "random", "concurrent": 2, "budget": {"trials": 4}, "scheduler": scheduler}
+    changes: dict[str, Any] = {"algorithm": "random", "concurrent": 2, "scheduler": scheduler}
+    changes["budget"] = {"trials": count}
     searching = Searching(tmp_path, job_env, ENCODER, space={LR: {"loguniform": [1e-6, 1e-2]}}, **changes)
     searching.run()
     trials, told = searching.table(), searching.table("evaluations")
-    assert len(trials) == 4 and set(trials["status"]) <= {"complete", "stopped"}
+    assert len(trials) == count and set(trials["status"]) <= {"complete", "stopped"}
     logs = searching.logs("pretrain_encoder")
     assert all([line["step"] for line in log] == sorted({line["step"] for line in log}) for log in logs)
     if scheduler["kind"] == "pbt":  # nobody is stopped; the worse half goes on from the better half's state
