@@ -19,13 +19,13 @@ from rayrec.data.prompts import PromptEncoder
 from rayrec.data.tokenise import load_tokenizer, open_encoder
 from rayrec.models.backbone import merge_lora
 from rayrec.models.checkpoints import local_backbone
-from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build
+from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build
 from rayrec.ranking import score_candidates
 from rayrec.settings import validate, with_values
 from rayrec.stages import Part, StageName
 from rayrec.store import Prepared
 from rayrec.training.job import StageJob
-from rayrec.training.model import model_shape
+from rayrec.training.model import cast_weights, model_shape
 
 COLLM = (
     "CoLLM's loop: fp32 weights (autocast in bf16), left padding, whole vocabulary, gradient through the whole prompt"
@@ -118,7 +118,7 @@ def _reranking(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
     model = _fresh(job, shape)
     if model.backbone is not None:
         merge_lora(model.backbone)
-        model.backbone.to(DTYPES[config.engine.precision])
+    cast_weights(model, config.engine.precision)
     model.to(the_device())
     tokenizer = load_tokenizer(local_backbone(config.backbone.sources))
     prompts: PromptEncoder = open_encoder(data.folder, config.data, tokenizer)

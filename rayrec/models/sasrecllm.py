@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rayrec.batch import Batch, Prompt, SplitPrompt
 from rayrec.config import Config
+from rayrec.models.attention import attend_by_products
 from rayrec.models.backbone import Backbone, add_lora, empty_backbone, load_backbone
 from rayrec.models.mapper import Mapper
 from rayrec.models.sasrec import SASRec
@@ -138,6 +139,8 @@ def build(config: Config, shape: ModelShape, *, parts: Collection[Part], with_ba
             dtype=DTYPES[config.engine.precision],
             checkpointing=config.engine.gradient_checkpointing,
         )
+        if config.fast.plain_attention:
+            attend_by_products(backbone.decoder)
         if Part.LORA in parts:
             add_lora(backbone, config.lora)
     mapper = None

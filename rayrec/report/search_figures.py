@@ -199,11 +199,12 @@ def savings_figure(trials: pd.DataFrame) -> Figure:
 _LINES: Final[Mapping[str, Mapping[str, Any]]] = {
     "complete": {"color": MUTED, "linewidth": 1.1, "alpha": 0.8},
     "stopped": {"color": MUTED, "linewidth": 0.9, "alpha": 0.5},
+    "interrupted": {"color": MUTED, "linewidth": 0.9, "alpha": 0.5, "linestyle": ":"},
     "failed": {"color": FAILED, "linewidth": 0.9, "alpha": 0.8, "linestyle": "--"},
 }
 _BEST_LINE: Final[Mapping[str, Any]] = {"color": BEST, "linewidth": 2.8}
 _CROSS: Final[Mapping[str, Any]] = {"color": FAILED, "linestyle": "", "marker": "x", "markersize": 6, "clip_on": False}
-_BARS: Final = {"complete": series(0), "stopped": series(3), "failed": FAILED}
+_BARS: Final = {"complete": series(0), "stopped": series(3), "interrupted": MUTED, "failed": FAILED}
 
 
 def _reported(evaluations: pd.DataFrame) -> pd.DataFrame:

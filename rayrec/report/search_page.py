@@ -28,8 +28,9 @@ class SearchReportData:
     metric: str  # what the trials report, on validation data
     mode: Mode
     space: Mapping[str, str]  # dotted path of the configuration -> words; "log…" and "one of …" choose the axis
-    trials: pd.DataFrame  # in order: trial, status ("complete" | "stopped" | "failed"), reason, value (the best it
-    # reported, or NaN), best_step, steps, planned_steps, seconds, and each path of the space with the trial's value
+    # In order: trial, status ("complete" | "stopped" | "interrupted" | "failed"), reason, value (the best it reported,
+    # or NaN), best_step, steps, planned_steps, seconds, and each path of the space with the trial's value.
+    trials: pd.DataFrame
     evaluations: pd.DataFrame  # trial, step, value: all that was reported
     importance: Mapping[str, float]  # path -> share; empty where the trials are too few to tell
     schedulers: Sequence[Mapping[str, Any]]  # records of this search and of others over the same space
@@ -56,7 +57,7 @@ def write_search_report(data: SearchReportData, folder: Path) -> Path:
 
 def _lead(data: SearchReportData, ranks: Standing) -> str:
     states = data.trials["status"].value_counts()
-    words = {"complete": "complete", "stopped": "stopped early", "failed": "failed"}
+    words = {"complete": "complete", "stopped": "stopped early", "interrupted": "interrupted", "failed": "failed"}
     counts = ", ".join(f"{states[status]} {text}" for status, text in words.items() if status in states)
     ran = f"{len(data.trials)} trial{'' if len(data.trials) == 1 else 's'}: {counts or 'none ran'}."
     if ranks.best is None:

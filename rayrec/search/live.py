@@ -20,6 +20,7 @@ class Following(Callback):
 
     def __init__(self, results: Results) -> None:
         self._results = results
+        self._known: dict[str, Told] = {}  # by Tune's id: who goes on from another's state gets its configuration whole
         self._live = Live(console=Console(), auto_refresh=False) if sys.stdout.isatty() else None
 
     def setup(
@@ -52,12 +53,12 @@ class Following(Callback):
 
     def _find(self, trial: Any) -> Told:
         what = trial.config[TRIAL]
-        for told in self._results.told:
-            if told.number == what[NUMBER]:
-                told.values = what[VALUES]  # a population's values change on the way
-                return told
-        self._results.told.append(Told(what[NUMBER], what[VALUES]))
-        return self._results.told[-1]
+        told = self._known.get(trial.trial_id)
+        if told is None:
+            told = self._known[trial.trial_id] = Told(what[NUMBER], what[VALUES])
+            self._results.told.append(told)
+        told.values = what[VALUES]  # a population's values change on the way
+        return told
 
     def _end(self, told: Told) -> None:
         told.ended = True

@@ -49,8 +49,11 @@ def footprint(job: StageJob, shape: ModelShape, *, tokens: int = TOKENS) -> Foot
 
     Sharing of prefixes is left out, so activations are an upper bound.
     """
+    fast = job.config.fast
+    plain = fast.plain_attention and not job.config.cluster.gpus_per_worker
+    config = job.config.model_copy(update={"fast": fast.model_copy(update={"plain_attention": plain})})
     with torch.device("meta"):
-        model = build(job.config, shape, parts=job.parts, with_backbone=job.spec.reads.uses_backbone)
+        model = build(config, shape, parts=job.parts, with_backbone=job.spec.reads.uses_backbone)
         activations = _activations(job, model, tokens)
     engine, workers = job.config.engine, job.config.cluster.least
     width = torch.finfo(DTYPES[job.precision]).bits // 8

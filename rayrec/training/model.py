@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from rayrec.config import Config
+from rayrec.config.training import Precision
 from rayrec.data.prompts import resolve_answers
 from rayrec.data.tokenise import load_tokenizer
 from rayrec.models.backbone import merge_lora
@@ -75,11 +76,16 @@ def scoring_model(job: ScoringJob) -> SASRecLLM:
     if _merges(job.config) and model.backbone and Part.LORA in job.parts:
         merge_lora(model.backbone)
     if job.uses_backbone:
-        for parameter in model.parameters():  # as the engine casts them; buffers stay fp32
-            parameter.data = parameter.data.to(DTYPES[job.config.engine.precision])
+        cast_weights(model, job.config.engine.precision)
     _compile(job.config, model)
     model.set_mode(())
     return model
+
+
+def cast_weights(model: SASRecLLM, precision: Precision) -> None:
+    """As the engine casts them: buffers, the answers' rows among them, stay fp32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(DTYPES[precision])
 
 
 def _compile(config: Config, model: SASRecLLM) -> None:

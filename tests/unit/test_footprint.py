@@ -62,8 +62,12 @@ def test_lora_of_an_8b_model_is_counted_exactly() -> None:
 
 
 @pytest.mark.parametrize("stage", [LORA, HYBRID])
-def test_activations_are_what_a_real_pass_keeps(stage: StageName, tiny: Path) -> None:
-    work = job(stage, {"engine": {"precision": "fp32"}, "lora": {"dropout": 0.0}, "encoder": {"dropout": 0.0}})
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_activations_are_what_a_real_pass_keeps(gpus: int, stage: StageName, tiny: Path) -> None:
+    """A CPU's own pass; a GPU's attention keeps what the CPU's fused kernel keeps."""
+    changes: dict[str, Any] = {"lora": {"dropout": 0.0}, "encoder": {"dropout": 0.0}, "engine": {"precision": "fp32"}}
+    changes |= {"cluster": {"workers": 4, "gpus_per_worker": gpus}, "fast": {"plain_attention": not gpus}}
+    work = job(stage, changes)
     torch.manual_seed(0)
     model = build(work.config, shape(tiny, empty=False), parts=work.parts, with_backbone=True)
     model.freeze_all_but(work.trains)

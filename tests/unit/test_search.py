@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,7 @@ import yaml
 from rayrec.config.training import ClusterConfig
 from rayrec.errors import InputError
 from rayrec.search.config import Search, as_yaml, load_search
+from rayrec.search.live import Following
 from rayrec.search.results import Results, Told
 from rayrec.search.space import grid
 from rayrec.search.study import comparable, concurrent_trials
@@ -306,3 +308,18 @@ def test_importance_finds_what_matters(tmp_path: Path) -> None:
     assert set(importance) == {"encoder.width", LR} and sum(importance.values()) == pytest.approx(1)
     assert importance["encoder.width"] > 0.8
     assert Results(search(tmp_path), trials[:4]).importance() == {}
+
+
+def test_who_goes_on_from_another_stays_itself(tmp_path: Path) -> None:
+    """A population's trial gets the other's whole configuration, number and all."""
+    results = Results(search(tmp_path), [])
+    following = Following(results)
+    trials = [
+        SimpleNamespace(trial_id=name, config={TRIAL: {NUMBER: i, VALUES: {"encoder.width": 16, LR: 0.01 * (i + 1)}}})
+        for i, name in enumerate("ab")
+    ]
+    for trial in trials:
+        following.on_trial_start(0, trials, trial)
+    trials[1].config = {TRIAL: {NUMBER: 0, VALUES: {"encoder.width": 16, LR: 0.012}}}
+    following.on_trial_result(0, trials, trials[1], {"evaluation": 1, "step": 10, "valid_auc": 0.6, OBJECTIVE: 0.6})
+    assert [(t.number, t.values[LR], len(t.results)) for t in results.told] == [(0, 0.01, 0), (1, 0.012, 1)]

@@ -152,6 +152,13 @@ def test_ranks_and_best_so_far(
     np.testing.assert_array_equal(written["value"], values)
 
 
+def test_a_trial_that_was_interrupted_is_shown(data: SearchReportData, tmp_path: Path) -> None:
+    """Its process was lost, or the search ended before it did."""
+    states = ["interrupted" if i == 1 else status for i, status in enumerate(data.trials["status"])]
+    write_search_report(with_trials(data, status=states), tmp_path)
+    assert "1 interrupted" in text_of(tmp_path / "index.html")
+
+
 def test_everything_failed(data: SearchReportData, tmp_path: Path) -> None:
     count = len(data.trials)
     failed = with_trials(data, value=[NAN] * count, status=["failed"] * count, reason=["it broke"] * count)

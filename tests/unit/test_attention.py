@@ -1,0 +1,57 @@
+"""Attention as products against torch's fused kernel: values and gradients, heads that share keys, every mask."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rayrec.models.attention import attend_by_products, products
+from rayrec.models.backbone import load_backbone
+
+ROWS, HEADS, GROUPS, QUERIES, KEYS, WIDTH = 2, 6, 3, 5, 8, 4
+
+
+def masks() -> dict[str, Tensor | None]:
+    torch.manual_seed(1)
+    own = torch.rand(ROWS, 1, QUERIES, KEYS) > 0.4
+    own[..., 0] = True
+    return {"own": own, "shared by all rows": own[:1], "causal": None}
+
+
+@pytest.mark.parametrize("mask", masks().values(), ids=masks())
+def test_values_and_gradients_are_those_of_the_fused_kernel(mask: Tensor | None) -> None:
+    torch.manual_seed(0)
+    given = [
+        torch.randn(shape, requires_grad=True)
+        for shape in ((ROWS, HEADS, QUERIES, WIDTH), (ROWS, GROUPS, KEYS, WIDTH), (ROWS, GROUPS, KEYS, WIDTH))
+    ]
+    seen = torch.ones(QUERIES, KEYS, dtype=torch.bool).tril(KEYS - QUERIES)[None, None] if mask is None else mask
+    ours = products(given[0] * 0.3, given[1], given[2], mask)
+    theirs = F.scaled_dot_product_attention(*given, attn_mask=seen, scale=0.3, enable_gqa=True)
+    weight = torch.randn_like(theirs)
+    grads = [torch.autograd.grad((found * weight).sum(), given) for found in (ours, theirs)]
+    for found, expected in zip((ours, *grads[0]), (theirs, *grads[1]), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_backbone_attends_so_where_it_learns(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Tensor] = []
+
+    def watched(*given: Tensor) -> Tensor:
+        asked.append(given[0])
+        return products(*given)
+
+    backbone = load_backbone(tiny, answers=(1, 2), yes_only=False, dtype=torch.float32)
+    states, length = torch.randn(2, 7, backbone.hidden), torch.tensor([7, 5])
+    fused = backbone.answer(states, length)
+    monkeypatch.setattr("rayrec.models.attention.products", watched)
+    attend_by_products(backbone.decoder)
+    learning = backbone.answer(states, length)
+    assert len(asked) == 2  # layers
+    with torch.no_grad():
+        still = backbone.answer(states, length)
+    assert len(asked) == 2
+    for found in (learning, still):
+        torch.testing.assert_close(found, fused, atol=1e-5, rtol=1e-5)
