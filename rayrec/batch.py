@@ -41,6 +41,7 @@ class SplitPrompt:
 class Batch:
     """Rows of one forward pass."""
 
+    user_B: Tensor  # int64, 1 and above; 0: a user whom no table knows
     history_BL: Tensor  # int64 item ids, oldest first, left-padded with 0
     item_B: Tensor  # int64
     label_B: Tensor  # float32, 1 = like
@@ -56,7 +57,7 @@ class Batch:
 
     @property
     def cells(self) -> int:
-        """Sequence positions that are computed, padding included."""
+        """Sequence positions, padding included."""
         if isinstance(self.prompt, SplitPrompt):
             return self.prompt.prefix_UP.numel() + self.prompt.suffix_BS.numel()
         return (self.history_BL if self.prompt is None else self.prompt.tokens_BT).numel()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayrec.batch import Batch
+from rayrec.models.encoder import SequenceEncoder
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.stages import Loss
 
@@ -20,10 +21,10 @@ def label_bce(model: SASRecLLM, batch: Batch) -> Tensor:
 def next_item(model: SASRecLLM, batch: Batch) -> Tensor:
     """SASRec's own objective: at every position the next liked item against one uniformly drawn other item.
 
-    The target counts as the last next item where it was liked.
+    The encoder must read a sequence. The target counts as the last next item where it was liked.
     """
     encoder = model.encoder
-    assert encoder is not None
+    assert isinstance(encoder, SequenceEncoder)
     states_BLD = encoder.encode(batch.history_BL)
     liked_B = torch.where(batch.label_B > 0, batch.item_B, 0)
     next_BL = torch.cat([batch.history_BL[:, 1:], liked_B[:, None]], dim=1)

@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from rayrec.batch import Batch, Prompt, SplitPrompt
 from rayrec.config import Config
+from rayrec.config.model import EncoderConfig
 from rayrec.models.backbone import Backbone, add_lora, empty_backbone, load_backbone
+from rayrec.models.encoder import Encoder
+from rayrec.models.factors import MF, NeuMF
+from rayrec.models.gru import GRU
 from rayrec.models.mapper import Mapper
 from rayrec.models.sasrec import SASRec
-from rayrec.stages import Part
+from rayrec.stages import EncoderKind, Part
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -21,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class SASRecLLM(nn.Module):
     """The batch decides the path: no prompt: the encoder alone; a text prompt: the backbone; a hybrid one: all."""
 
-    def __init__(self, encoder: SASRec | None, mapper: Mapper | None, backbone: Backbone | None) -> None:
+    def __init__(self, encoder: Encoder | None, mapper: Mapper | None, backbone: Backbone | None) -> None:
         super().__init__()
         self.encoder, self.mapper, self.backbone = encoder, mapper, backbone
 
@@ -29,7 +33,7 @@ class SASRecLLM(nn.Module):
         """Logit of "like" for each row, fp32, shape (B,)."""
         if batch.prompt is None:
             assert self.encoder is not None
-            return self.encoder.score(batch.history_BL, batch.item_B)
+            return self.encoder.score(batch)
         assert self.backbone is not None
         if isinstance(batch.prompt, SplitPrompt):
             prefix_UPH, suffix_BSH = self._embed_split(batch, batch.prompt)
@@ -67,7 +71,7 @@ class SASRecLLM(nn.Module):
     def soft_tokens(self, batch: Batch) -> Tensor:
         """The user's and the target item's soft tokens, shape (B, 2, K, H)."""
         assert self.encoder is not None and self.mapper is not None
-        user_BD = self.encoder.user_vectors(batch.history_BL)
+        user_BD = self.encoder.user_vectors(batch)
         item_BD = self.encoder.item_vectors(batch.item_B)
         return torch.stack([self.mapper(user_BD), self.mapper(item_BD)], dim=1)
 
@@ -107,6 +111,7 @@ class SASRecLLM(nn.Module):
 class ModelShape:
     """What the data and the backbone decide about a model."""
 
+    users: int
     items: int
     max_len: int
     backbone: Path | None = None  # its folder; where the model stays empty, its config.json will do
@@ -114,9 +119,20 @@ class ModelShape:
     empty: bool = False  # nothing loaded: for counting on the meta device
 
 
+def build_encoder(config: EncoderConfig, shape: ModelShape) -> Encoder:
+    """A fresh encoder of the configured kind; it draws its initial weights."""
+    if config.kind is EncoderKind.MF:
+        return MF(config, users=shape.users, items=shape.items, max_len=shape.max_len)
+    if config.kind is EncoderKind.NEUMF:
+        return NeuMF(config, users=shape.users, items=shape.items, max_len=shape.max_len)
+    if config.kind is EncoderKind.GRU:
+        return GRU(config, items=shape.items, max_len=shape.max_len)
+    return SASRec(config, items=shape.items, max_len=shape.max_len)
+
+
 def build(config: Config, shape: ModelShape, *, parts: Collection[Part], with_backbone: bool) -> SASRecLLM:
     """A fresh model with ``parts``; seed torch first, since this draws the initial weights."""
-    encoder = SASRec(config.encoder, items=shape.items, max_len=shape.max_len) if Part.ENCODER in parts else None
+    encoder = build_encoder(config.encoder, shape) if Part.ENCODER in parts else None
     backbone = None
     if with_backbone:
         assert shape.backbone is not None and shape.answers is not None
@@ -141,7 +157,8 @@ def build(config: Config, shape: ModelShape, *, parts: Collection[Part], with_ba
 def calibrate_mapper(model: SASRecLLM) -> None:
     """Start a new mapper at the scale of the backbone's words, measured on the encoder's item vectors."""
     assert model.encoder is not None and model.mapper is not None and model.backbone is not None
-    model.mapper.match_spread(model.encoder.item.weight[1:], model.backbone.embedding_spread())
+    item_N = torch.arange(1, model.encoder.items + 1)
+    model.mapper.match_spread(model.encoder.item_vectors(item_N), model.backbone.embedding_spread())
 
 
 def trainable(model: SASRecLLM, trained: Collection[Part]) -> Mapping[str, nn.Parameter]:
