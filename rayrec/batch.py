@@ -41,6 +41,7 @@ class SplitPrompt:
 class Batch:
     """Rows of one forward pass."""
 
+    user_B: Tensor  # int64, 1 and above; 0: a user whom no table knows
     history_BL: Tensor  # int64 item ids, oldest first, left-padded with 0
     item_B: Tensor  # int64
     label_B: Tensor  # float32, 1 = like
@@ -50,13 +51,17 @@ class Batch:
         """The same batch on ``device``."""
         return replace(self, prompt=self.prompt and self.prompt.to(device), **_on(device, self))
 
+    def without_prompts(self, rows: Tensor) -> "Batch":
+        """Some of the rows, for an encoder alone."""
+        return Batch(self.user_B[rows], self.history_BL[rows], self.item_B[rows], self.label_B[rows])
+
     @property
     def rows(self) -> int:
         return self.item_B.numel()
 
     @property
     def cells(self) -> int:
-        """Sequence positions that are computed, padding included."""
+        """Sequence positions, padding included."""
         if isinstance(self.prompt, SplitPrompt):
             return self.prompt.prefix_UP.numel() + self.prompt.suffix_BS.numel()
         return (self.history_BL if self.prompt is None else self.prompt.tokens_BT).numel()

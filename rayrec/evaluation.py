@@ -19,7 +19,7 @@ from rayrec.models.checkpoints import local_backbone
 from rayrec.report import ReportData, write_report
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, read_predictions, test_sample
-from rayrec.stages import SYSTEMS, StageName, SystemName
+from rayrec.stages import SYSTEMS, StageName, SystemName, titles
 
 _EXAMPLES = 4
 
@@ -47,7 +47,7 @@ def write_run_report(run: Run, metrics: dict[str, Any]) -> str:
         versions=package_versions(),
         manifest=run.manifest,
         metrics=metrics,
-        titles={system.value: spec.title for system, spec in SYSTEMS.items()},
+        titles={system.value: title for system, title in titles(run.config.encoder.kind).items()},
         predictions={system.value: frame for system, frame in predictions.items()},
         progress={stage.value: _progress(run, stage) for stage in StageName},
         examples=_examples(run, predictions),

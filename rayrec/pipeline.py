@@ -12,7 +12,7 @@ from rayrec.models.checkpoints import local_backbone
 from rayrec.preparation import prepare_prompts, prepare_rows
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, predictions_path, score_systems
-from rayrec.stages import STAGES, SYSTEMS, StageName, inherited
+from rayrec.stages import STAGES, SYSTEMS, StageName, inherited, titles
 from rayrec.training.cluster import connected
 from rayrec.training.job import StageJob
 from rayrec.training.launch import run_stages
@@ -148,12 +148,12 @@ def _print_result(run: Run) -> None:
 
     metrics = json.loads(storage.read_text(run.path("metrics.json")))
     print(f"{'':12}  {'AUC':>5} {'95% interval':>14}  {'UAUC':>5}  {'log loss':>8}")
-    for system, spec in SYSTEMS.items():
+    for system, title in titles(run.config.encoder.kind).items():
         shown = metrics[system]["all"]["metrics"]
         auc = shown["auc"]
         interval = f"{_cell(auc['low'])} - {_cell(auc['high'])}"
         values = (_cell(auc["value"]), interval, _cell(shown["uauc"]["value"]), _cell(shown["log_loss"]["value"]))
-        print("{:12}  {:>5} {:>14}  {:>5}  {:>8}".format(spec.title, *values))
+        print("{:12}  {:>5} {:>14}  {:>5}  {:>8}".format(title, *values))
     print(f"report  {run.path('report', 'index.html')}")
 
 

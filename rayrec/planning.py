@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
 from rayrec import storage
 from rayrec.config import Config
 from rayrec.config.data import DATASET_SIZES, DataConfig
+from rayrec.data.columns import USER_ID
 from rayrec.data.datasets import open_dataset
 from rayrec.data.prompts import Answers, resolve_answers
 from rayrec.data.tokenise import load_tokenizer
@@ -72,7 +75,9 @@ def print_plan(config: Config) -> None:
     prepared = reached and run.data.is_complete
     facts, origin = (run.facts, "prepared") if prepared else _expected(config, problems)
     ids = (model.answers.yes, model.answers.no) if model.answers else (0, 1)
-    shape = ModelShape(items=facts.items, max_len=facts.max_len, backbone=model.shape, answers=ids, empty=True)
+    shape = ModelShape(
+        users=facts.users, items=facts.items, max_len=facts.max_len, backbone=model.shape, answers=ids, empty=True
+    )
     console = Console(width=100, highlight=False)
     console.print(f"{config.name}: {config.data.dataset}, {model.name}, seed {config.seed}")
     rows = facts.rows["train"]
@@ -205,13 +210,14 @@ def _expected(config: Config, problems: _Problems) -> tuple[DataFacts, str]:
     """Sizes before preparation, an upper bound, for dirty rows are not dropped yet; and where they come from."""
     data, wanted = config.data, config.encoder.max_len
     try:
-        (rows, items), origin = _counted(data, config.seed), "expected"
+        (rows, items, users), origin = _counted(data, config.seed), "expected"
     except InputError as error:
         if data.sources is not None or data.dataset not in DATASET_SIZES:
             raise
         problems.found.append(str(error))
-        (rows, items), origin = DATASET_SIZES[data.dataset], "published"
+        (rows, items, users), origin = DATASET_SIZES[data.dataset], "published"
     facts = DataFacts(
+        users=min(users, data.max_users or users),
         items=min(items, data.max_items or items),
         max_len=_GUESSED_MAX_LEN if wanted == "auto" else wanted,
         rows={
@@ -223,9 +229,13 @@ def _expected(config: Config, problems: _Problems) -> tuple[DataFacts, str]:
     return facts, origin
 
 
-def _counted(data: DataConfig, seed: int) -> tuple[int, int]:
-    """Rows and items of the sources, in one pass."""
+def _counted(data: DataConfig, seed: int) -> tuple[int, int, int]:
+    """Rows, items and users of the sources, in one pass."""
     paths = [fetch(data.resolved_sources, what=f"dataset {data.dataset}")] if data.resolved_sources else []
     item_paths = [fetch(data.item_sources, what="item titles")] if data.item_sources else []
     raw = open_dataset(data, seed, [Path(p) for p in paths], item_paths)
-    return sum(table.num_rows for table in raw.interactions()), sum(table.num_rows for table in raw.items())
+    rows, users = 0, pa.array([], pa.string())
+    for table in raw.interactions():
+        rows += table.num_rows
+        users = pc.unique(pa.chunked_array([users, *table[USER_ID].chunks]))
+    return rows, sum(table.num_rows for table in raw.items()), len(users)

@@ -17,28 +17,43 @@ from rayrec.models.sasrecllm import SASRecLLM
 
 @torch.no_grad()
 def score_candidates(
-    model: SASRecLLM, prompts: PromptEncoder, config: Config, history: Sequence[int], candidates: Sequence[int]
+    model: SASRecLLM,
+    prompts: PromptEncoder,
+    config: Config,
+    history: Sequence[int],
+    candidates: Sequence[int],
+    *,
+    user: int = c.UNKNOWN_USER,
 ) -> NDArray[np.float64]:
     """Probability of "like" for each candidate item, shape (candidates,), in one forward pass behind the prefix.
 
     ``history`` is the user's liked items, oldest first; the prompt shows the newest ``data.history`` of them and the
-    encoder reads as many as it can. Memory grows with the candidates: a prefix's keys and values for each.
+    encoder reads as many as it can. ``user`` is the prepared data's id, for encoders that know users by name. Memory
+    grows with the candidates: a prefix's keys and values for each.
     """
     assert model.encoder is not None
     model.set_mode(())
-    table = candidate_table(prompts, history, candidates, shown=config.data.history, read=model.encoder.max_len)
+    read = model.encoder.max_len
+    table = candidate_table(prompts, history, candidates, shown=config.data.history, read=read, user=user)
     device = next(model.parameters()).device
     logit = model(collate(table, config.mapper.tokens, Cut.TITLE).to(device))
     return torch.sigmoid(logit.double()).cpu().numpy()
 
 
 def candidate_table(
-    prompts: PromptEncoder, history: Sequence[int], items: Sequence[int], *, shown: int, read: int
+    prompts: PromptEncoder,
+    history: Sequence[int],
+    items: Sequence[int],
+    *,
+    shown: int,
+    read: int,
+    user: int = c.UNKNOWN_USER,
 ) -> pa.Table:
     """The candidates as rows of one user, with what ``collate`` reads."""
     encoded = [prompts.encode(history[-shown:], item) for item in items]
     return pa.table(
         {
+            c.USER_ID: pa.array([user] * len(items), pa.int32()),
             c.ITEM_ID: pa.array(items, pa.int32()),
             c.LABEL: pa.array(np.zeros(len(items)), pa.int8()),  # unknown, and not read
             HISTORY: pa.array([list(history[-read:])] * len(items), pa.list_(pa.int32())),

@@ -92,7 +92,7 @@ def score_systems(run: Run) -> None:
 
 def _task(run: Run, spec: SystemSpec, stream: Stream) -> "_Task":
     if spec.after is not None and not run.holds(spec.after):
-        raise InputError(f"{spec.title}: stage {spec.after} has not run; run jobs/train_stage.py {spec.after} first")
+        raise InputError(f"stage {spec.after} has not run; run jobs/train_stage.py {spec.after} first")
     folders: dict[Part, str] = {}
     if spec.after is not None:  # what the stage started from, except for what it trained itself
         stage = run.stage_jobs()[spec.after]

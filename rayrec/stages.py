@@ -1,4 +1,4 @@
-"""The method as a table: which parts a stage trains, what it reads and where it starts; which systems come of it.
+"""The method as a table: which parts a stage trains, what it reads and where it starts; encoders; systems.
 
 Section numbers refer to the SASRecLLM paper: dual-stage training (3.2.1), hierarchical freezing (3.2.2),
 plug-and-play tuning (3.2.3).
@@ -44,6 +44,13 @@ class Loss(Name):
     SOFTMAX = "softmax"  # the same positions against the whole catalogue
 
 
+class EncoderKind(Name):
+    SASREC = "sasrec"
+    MF = "mf"
+    NEUMF = "neumf"
+    GRU = "gru"
+
+
 class StageName(Name):
     PRETRAIN_ENCODER = "pretrain_encoder"
     TUNE_LORA = "tune_lora"
@@ -73,6 +80,27 @@ STAGES = MappingProxyType(
             reads=Stream.HYBRID_PROMPTS,
             starts_from=(StageName.PRETRAIN_ENCODER, StageName.TUNE_LORA),
         ),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """A collaborative encoder; every kind has a width and takes rows in the same order."""
+
+    title: str
+    reads: frozenset[str]  # settings of its own
+    losses: tuple[Loss, ...] = (Loss.LABEL_BCE,)
+
+
+ENCODERS = MappingProxyType(
+    {
+        EncoderKind.SASREC: EncoderSpec(
+            title="SASRec", reads=frozenset({"blocks", "heads", "dropout"}), losses=tuple(Loss)
+        ),
+        EncoderKind.MF: EncoderSpec(title="MF", reads=frozenset()),
+        EncoderKind.NEUMF: EncoderSpec(title="NeuMF", reads=frozenset({"dropout"})),
+        EncoderKind.GRU: EncoderSpec(title="GRU", reads=frozenset({"dropout"}), losses=tuple(Loss)),
     }
 )
 
@@ -113,6 +141,12 @@ SYSTEMS = MappingProxyType(
         ),
     }
 )
+
+
+def titles(encoder: EncoderKind) -> dict[SystemName, str]:
+    """System -> its name in tables; what is named after SASRec is named after the encoder in its place."""
+    usual, own = ENCODERS[EncoderKind.SASREC].title, ENCODERS[encoder].title
+    return {system: spec.title.replace(usual, own) for system, spec in SYSTEMS.items()}
 
 
 def inherited(stage: StageName) -> dict[Part, StageName]:

@@ -57,6 +57,7 @@ class Prepared:
         wanted = config.encoder.max_len
         mean = float(self.manifest["mean_liked_per_training_user"])
         return DataFacts(
+            users=self.manifest["users"],
             items=self.manifest["items"],
             max_len=max(1, round(mean)) if wanted == "auto" else wanted,
             rows={split: counts["rows"] for split, counts in self.manifest["splits"].items()},

@@ -7,7 +7,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from rayrec.config.training import TuneLoraConfig
 from rayrec.models.checkpoints import quiet_transformers
 from rayrec.models.objectives import Objective
 from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build, calibrate_mapper, trainable
-from rayrec.stages import Loss, Part
+from rayrec.stages import EncoderKind, Loss, Part
 from rayrec.training.engine import Engine
 
 STEPS, CUT, ROWS, MICRO = 20, 10, 8, 2
 CLIPPING = 0.05  # so small that every step of the plain loop is clipped
-ITEMS, MAX_LEN, WIDTH = 21, 7, 5  # width 5: biases, norms and the position table are of sizes that 2 does not divide
+USERS, ITEMS, MAX_LEN = 5, 21, 7
+WIDTH = 5  # so that biases, norms and the position table are of sizes that 2 does not divide
 ZERO = (0, 1, 2, 3)
 NF4 = "nf4"  # a precision of its own here: frozen weights in four bits, the rest in bf16
 STAGE = TuneLoraConfig.model_validate(
@@ -45,6 +46,8 @@ class Case:
     trains: tuple[Part, ...] = tuple(Part)
     start: str | None = None
     steps: int = STEPS
+    kind: EncoderKind = EncoderKind.SASREC
+    alone: bool = False  # no prompts: the encoder's own score
 
 
 def name(zero: int, precision: str, world: int, start: str = "") -> str:
@@ -54,24 +57,32 @@ def name(zero: int, precision: str, world: int, start: str = "") -> str:
 # ---------------------------------------------------------------------------------- what both loops share: model, data
 
 
-def config(zero: int, precision: str) -> Config:
+OF_A_KIND = {
+    EncoderKind.SASREC: {"width": WIDTH, "heads": 1, "dropout": 0.0},
+    EncoderKind.MF: {"width": WIDTH},
+    EncoderKind.NEUMF: {"width": 8, "dropout": 0.0},
+    EncoderKind.GRU: {"width": WIDTH, "dropout": 0.0},
+}
+
+
+def config(zero: int, precision: str, kind: EncoderKind = EncoderKind.SASREC) -> Config:
     low = "bf16" if precision == NF4 else precision
     return Config.model_validate(
         {
             "engine": {"precision": low, "zero_stage": zero, "gradient_clipping": CLIPPING},
             "backbone": {"quantised": NF4 if precision == NF4 else None},
             "cluster": {"gpus_per_worker": int(precision in {"fp16", NF4})},
-            "encoder": {"width": WIDTH, "heads": 1, "dropout": 0.0},
+            "encoder": OF_A_KIND[kind] | {"kind": kind},
             "lora": {"dropout": 0.0},
         }
     )
 
 
-def model(folder: Path, zero: int = 0, precision: str = "fp32") -> SASRecLLM:
+def model(folder: Path, zero: int = 0, precision: str = "fp32", kind: EncoderKind = EncoderKind.SASREC) -> SASRecLLM:
     """The same weights each time; LoRA's zero matrix is drawn too, so that both of them have a gradient."""
     torch.manual_seed(0)
-    shape = ModelShape(items=ITEMS, max_len=MAX_LEN, backbone=folder / "llama", answers=(352, 351))
-    built = build(config(zero, precision), shape, parts=set(Part), with_backbone=True)
+    shape = ModelShape(users=USERS, items=ITEMS, max_len=MAX_LEN, backbone=folder / "llama", answers=(352, 351))
+    built = build(config(zero, precision, kind), shape, parts=set(Part), with_backbone=True)
     for parameter in built.parts()[Part.LORA].values():
         torch.nn.init.normal_(parameter, std=0.05)
     torch.nn.init.normal_(built.encoder.item.weight, std=1.0)  # type: ignore[union-attr]
@@ -79,7 +90,7 @@ def model(folder: Path, zero: int = 0, precision: str = "fp32") -> SASRecLLM:
     return built
 
 
-def batch(step: int) -> Batch:
+def batch(step: int, *, alone: bool = False) -> Batch:
     """A global batch: histories of different lengths, some empty, and prompts of different lengths."""
     draw = torch.Generator().manual_seed(step)
     shown_B = torch.randint(0, MAX_LEN + 1, (ROWS,), generator=draw)
@@ -89,20 +100,28 @@ def batch(step: int) -> Batch:
         history_BL=history_BL,
         item_B=torch.randint(1, ITEMS + 1, (ROWS,), generator=draw),
         label_B=torch.randint(0, 2, (ROWS,), generator=draw).float(),
-        prompt=Prompt(
+        prompt=None
+        if alone
+        else Prompt(
             torch.randint(0, 300, (ROWS, 20), generator=draw),
             torch.randint(12, 21, (ROWS,), generator=draw),
             torch.tensor([[[5], [9]]] * ROWS),
         ),
+        user_B=torch.randint(0, USERS + 1, (ROWS,), generator=draw),
     )
 
 
 def rows(whole: Batch, index: Tensor) -> Batch:
-    prompt = whole.prompt
-    assert prompt is not None and prompt.soft_at_B2K is not None
-    part = Prompt(prompt.tokens_BT[index], prompt.length_B[index], prompt.soft_at_B2K[index])
-    return replace(
-        whole, history_BL=whole.history_BL[index], item_B=whole.item_B[index], label_B=whole.label_B[index], prompt=part
+    prompt, part = whole.prompt, None
+    if prompt is not None:
+        assert isinstance(prompt, Prompt) and prompt.soft_at_B2K is not None
+        part = Prompt(prompt.tokens_BT[index], prompt.length_B[index], prompt.soft_at_B2K[index])
+    return Batch(
+        user_B=whole.user_B[index],
+        history_BL=whole.history_BL[index],
+        item_B=whole.item_B[index],
+        label_B=whole.label_B[index],
+        prompt=part,
     )
 
 
@@ -142,7 +161,7 @@ def _run_group(rank: int, world: int, cases: Sequence[Case], meeting: Path, devi
 
 
 def _train(case: Case, given: dict[str, Tensor] | None, rank: int, world: int, folder: Path) -> dict[str, Any]:
-    built = model(folder, case.zero, case.precision)
+    built = model(folder, case.zero, case.precision, case.kind)
     if given is not None:
         with torch.no_grad():
             for key, parameter in trainable(built, case.trains).items():
@@ -169,7 +188,9 @@ def _train(case: Case, given: dict[str, Tensor] | None, rank: int, world: int, f
             result["cut"] = engine.state()
         mine = torch.arange(rank, ROWS, world)
         built.set_mode(case.trains)
-        result["losses"].append(engine.step([rows(batch(step), part) for part in mine.split(MICRO)], step))
+        result["losses"].append(
+            engine.step([rows(batch(step, alone=case.alone), part) for part in mine.split(MICRO)], step)
+        )
         result["norms"].append(engine.gradient_norm)
         result["rates"].append(engine.learning_rate)
     if case.zero != 3:  # there the weights are in pieces

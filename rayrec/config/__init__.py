@@ -15,7 +15,7 @@ from rayrec.config.model import BackboneConfig, EncoderConfig, LoraConfig, Mappe
 from rayrec.config.section import Section
 from rayrec.config.trackers import TrackersConfig
 from rayrec.config.training import ClusterConfig, EngineConfig, FastConfig, StagesConfig
-from rayrec.stages import STAGES, StageName
+from rayrec.stages import ENCODERS, STAGES, Part, StageName
 
 STORE = "store"  # folder beside the runs
 
@@ -56,6 +56,7 @@ class Config(Section):
         if self.name == STORE:
             raise ValueError(f"name: {STORE!r} is the folder of stage results that runs share; choose another name")
         for name in STAGES:
+            self._check_loss(name)
             for workers in range(self.cluster.least, self.cluster.most + 1):
                 micro_batch_rows(self, name, workers)
         for asked, key, mend in (
@@ -75,6 +76,14 @@ class Config(Section):
                 " a storage that is a path, or MLflow or online Weights & Biases"
             )
         return self
+
+    def _check_loss(self, name: StageName) -> None:
+        kind, loss = self.encoder.kind, self.stages[name].loss
+        if Part.ENCODER in STAGES[name].trains and loss not in ENCODERS[kind].losses:
+            raise ValueError(
+                f"stages.{name}.loss: {loss} needs an encoder that reads a sequence, and {kind} does not;"
+                f" use {' or '.join(ENCODERS[kind].losses)}"
+            )
 
 
 def micro_batch_rows(config: Config, name: StageName, workers: int) -> int:

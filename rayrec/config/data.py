@@ -25,8 +25,11 @@ DATASET_SOURCES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-# Ratings and titles, as the README.txt of each says: for --plan where the files are not at hand.
-DATASET_SIZES: Mapping[str, tuple[int, int]] = {"ml-100k": (100_000, 1_682), "ml-1m": (1_000_209, 3_883)}
+# Ratings, titles and users, as the README.txt of each says: for --plan where the files are not at hand.
+DATASET_SIZES: Mapping[str, tuple[int, int, int]] = {
+    "ml-100k": (100_000, 1_682, 943),
+    "ml-1m": (1_000_209, 3_883, 6_040),
+}
 
 
 class SplitConfig(Section):

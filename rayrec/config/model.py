@@ -5,6 +5,10 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from rayrec.config.section import Section
+from rayrec.stages import ENCODERS, EncoderKind
+
+_TOWER = 8  # neumf's tower halves the width three times
+_OWN = sorted({key for spec in ENCODERS.values() for key in spec.reads})  # settings that not every kind reads
 
 # Tried in this order; the first needs only a package index.
 DEFAULT_BACKBONE = (
@@ -14,17 +18,30 @@ DEFAULT_BACKBONE = (
 
 
 class EncoderConfig(Section):
-    kind: Literal["sasrec"] = "sasrec"
-    width: PositiveInt = 64
-    blocks: PositiveInt = 2
-    heads: PositiveInt = 4
-    dropout: float = Field(0.2, ge=0, lt=1)
-    max_len: PositiveInt | Literal["auto"] = "auto"  # auto: mean liked items per training user
+    """One class for all kinds, so that a search or ``--set encoder.kind=gru`` changes the kind alone.
+
+    What a kind does not read must stay at its default: nobody tunes a setting that changes nothing.
+    """
+
+    kind: EncoderKind = EncoderKind.SASREC
+    width: PositiveInt = 64  # of user and item vectors
+    blocks: PositiveInt = 2  # sasrec
+    heads: PositiveInt = 4  # sasrec
+    dropout: float = Field(0.2, ge=0, lt=1)  # all but mf
+    # The newest liked items of a row; auto: their mean per training user. Rows are batched by it whatever the kind, so
+    # that all kinds see the same batches in the same order.
+    max_len: PositiveInt | Literal["auto"] = "auto"
 
     @model_validator(mode="after")
-    def _divisible(self) -> "EncoderConfig":
-        if self.width % self.heads:
+    def _fits_its_kind(self) -> "EncoderConfig":
+        if self.kind is EncoderKind.SASREC and self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
+        if self.kind is EncoderKind.NEUMF and self.width % _TOWER:
+            raise ValueError(f"width {self.width} is not divisible by {_TOWER}: neumf halves it three times")
+        for key in _OWN:
+            default = type(self).model_fields[key].default
+            if key not in ENCODERS[self.kind].reads and getattr(self, key) != default:
+                raise ValueError(f"{self.kind} does not read {key}; leave it out, or at its default, {default}")
         return self
 
 

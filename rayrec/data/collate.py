@@ -31,6 +31,7 @@ def collate(table: pa.Table, soft_tokens: int, cut: Cut) -> Batch:
     width = history.shape[1]
     shifted = (np.arange(width) - (width - lengths[:, None])) % width  # right-padded -> left-padded
     return Batch(
+        user_B=torch.from_numpy(_numbers(table[c.USER_ID]) - c.UNKNOWN_USER),
         history_BL=torch.from_numpy(np.take_along_axis(history, shifted, axis=1)),
         item_B=torch.from_numpy(_numbers(table[c.ITEM_ID])),
         label_B=torch.from_numpy(table[c.LABEL].to_numpy().astype(np.float32)),

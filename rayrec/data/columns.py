@@ -1,7 +1,8 @@
 """Every column name and Arrow schema of the prepared data, once.
 
-Item ids are dense and start at 1, so that 0 pads a history; user ids are dense and start at 0. A row's history is not
-stored with the row: it is the first ``seen`` entries of its user's ``liked`` sequence, for whatever length is wanted.
+Item ids are dense and start at 1, so that 0 pads a history; user ids are dense and start at 0, those of all users, in
+training or not. A row's history is not stored with the row: it is the first ``seen`` entries of its user's ``liked``
+sequence, for whatever length is wanted.
 """
 
 from typing import Final
@@ -28,6 +29,8 @@ ITEM_AT: Final = "item_at"
 TITLE_AT: Final = "title_at"
 TEXT_TITLE_AT: Final = "text_title_at"
 SHARED: Final = "shared"
+
+UNKNOWN_USER: Final = -1  # a user id that no prepared row has
 
 SPLITS: Final = ("train", "valid", "test")
 

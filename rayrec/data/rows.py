@@ -75,10 +75,11 @@ class OpenRows:
         return self._rows.take(ids)
 
     def fetch(self, ids: Ids) -> pa.Table:
-        """The rows ``ids``, in that order, with what this stream reads: history, item, label, prompt."""
+        """The rows ``ids``, in that order, with what this stream reads: user, history, item, label, prompt."""
         rows = self._rows.select([c.USER_ID, c.ITEM_ID, c.LABEL, c.SEEN]).take(ids)
         columns = {
             c.ROW: pa.array(ids),
+            c.USER_ID: rows[c.USER_ID].combine_chunks(),
             c.ITEM_ID: rows[c.ITEM_ID].combine_chunks(),
             c.LABEL: rows[c.LABEL].combine_chunks(),
             HISTORY: self._history(rows[c.USER_ID].to_numpy(), rows[c.SEEN].to_numpy()),

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from rayrec.batch import Batch
 from rayrec.models.catalogue_softmax import catalogue_cross_entropy
+from rayrec.models.encoder import SequenceEncoder
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.stages import Loss
 
@@ -21,10 +22,10 @@ def label_bce(model: SASRecLLM, batch: Batch) -> Tensor:
 def next_item(model: SASRecLLM, batch: Batch) -> Tensor:
     """SASRec's own objective: at every position the next liked item against one uniformly drawn other item.
 
-    The target counts as the last next item where it was liked.
+    The encoder must read a sequence. The target counts as the last next item where it was liked.
     """
     encoder = model.encoder
-    assert encoder is not None
+    assert isinstance(encoder, SequenceEncoder)
     next_BL = _next_items(batch)
     mask_BL = (next_BL > 0).float()
     states_BLD = encoder.encode(batch.history_BL)
@@ -40,7 +41,7 @@ def next_item(model: SASRecLLM, batch: Batch) -> Tensor:
 def softmax(model: SASRecLLM, batch: Batch) -> Tensor:
     """At every position the next liked item against the whole catalogue: https://arxiv.org/abs/2307.12810."""
     encoder = model.encoder
-    assert encoder is not None
+    assert isinstance(encoder, SequenceEncoder)
     next_BL = _next_items(batch)
     there_BL = next_BL > 0
     states_ND = encoder.encode(batch.history_BL)[there_BL]

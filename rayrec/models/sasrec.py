@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from rayrec.config.model import EncoderConfig
 from rayrec.models.dropout import Dropout
+from rayrec.models.encoder import SequenceEncoder
 
 
 class Block(nn.Module):
@@ -60,13 +61,12 @@ class Block(nn.Module):
         return vectors_BLD.reshape(batch, length, self.heads, width // self.heads).transpose(1, 2)
 
 
-class SASRec(nn.Module):
+class SASRec(SequenceEncoder):
     """User vector = last hidden state, item vector = item embedding, score = their dot product."""
 
     def __init__(self, config: EncoderConfig, *, items: int, max_len: int) -> None:
         """``items`` is the catalogue size without padding; ``max_len`` the longest history that is read."""
-        super().__init__()
-        self.items, self.max_len = items, max_len
+        super().__init__(items=items, max_len=max_len)
         self.item = nn.Embedding(items + 1, config.width, padding_idx=0)
         self.position = nn.Embedding(max_len, config.width)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.blocks))
@@ -94,15 +94,3 @@ class SASRec(nn.Module):
             states = block(states, mask_B1LL, newest_only=newest_only and number == len(self.blocks))
         hidden_BLD: Tensor = self.norm(states)
         return hidden_BLD
-
-    def user_vectors(self, history_BL: Tensor) -> Tensor:
-        """Shape (B, L) -> (B, D)."""
-        return self.encode(history_BL, newest_only=True)[:, -1]
-
-    def item_vectors(self, item_B: Tensor) -> Tensor:
-        """Shape (B,) -> (B, D)."""
-        return self.item(item_B)  # type: ignore[no-any-return]
-
-    def score(self, history_BL: Tensor, item_B: Tensor) -> Tensor:
-        """Dot product of user and item vectors, fp32, shape (B,)."""
-        return (self.user_vectors(history_BL).float() * self.item_vectors(item_B).float()).sum(-1)

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 from rayrec.batch import Batch, Prompt, SplitPrompt
 from rayrec.config import Config
+from rayrec.config.model import EncoderConfig
 from rayrec.models.attention import attend_by_products
 from rayrec.models.backbone import Backbone, add_lora, empty_backbone, load_backbone
+from rayrec.models.encoder import Encoder
+from rayrec.models.factors import MF, NeuMF
+from rayrec.models.gru import GRU
 from rayrec.models.mapper import Mapper
 from rayrec.models.sasrec import SASRec
-from rayrec.stages import Part
+from rayrec.stages import EncoderKind, Part
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,7 +26,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class SASRecLLM(nn.Module):
     """The batch decides the path: no prompt: the encoder alone; a text prompt: the backbone; a hybrid one: all."""
 
-    def __init__(self, encoder: SASRec | None, mapper: Mapper | None, backbone: Backbone | None) -> None:
+    def __init__(self, encoder: Encoder | None, mapper: Mapper | None, backbone: Backbone | None) -> None:
         super().__init__()
         self.encoder, self.mapper, self.backbone = encoder, mapper, backbone
 
@@ -30,7 +34,7 @@ class SASRecLLM(nn.Module):
         """Logit of "like" for each row, fp32, shape (B,)."""
         if batch.prompt is None:
             assert self.encoder is not None
-            return self.encoder.score(batch.history_BL, batch.item_B)
+            return self.encoder.score(batch)
         assert self.backbone is not None
         if isinstance(batch.prompt, SplitPrompt):
             prefix_UPH, suffix_BSH = self._embed_split(batch, batch.prompt)
@@ -75,11 +79,11 @@ class SASRecLLM(nn.Module):
         """Shape (B, D). Rows behind one prefix have one history: where no dropout tells them apart, it is read once."""
         assert self.encoder is not None
         if self.encoder.training or not isinstance(batch.prompt, SplitPrompt):
-            return self.encoder.user_vectors(batch.history_BL)
+            return self.encoder.user_vectors(batch)
         of_B = batch.prompt.prefix_of_B
         any_row_U = of_B.new_zeros(len(batch.prompt.prefix_UP))
         any_row_U[of_B] = torch.arange(batch.rows, device=of_B.device)
-        return self.encoder.user_vectors(batch.history_BL[any_row_U])[of_B]
+        return self.encoder.user_vectors(batch.without_prompts(any_row_U))[of_B]
 
     def parts(self) -> dict[Part, dict[str, nn.Parameter]]:
         """Part -> name within the part -> parameter. All other parameters are the backbone's own, always frozen."""
@@ -117,6 +121,7 @@ class SASRecLLM(nn.Module):
 class ModelShape:
     """What the data and the backbone decide about a model."""
 
+    users: int
     items: int
     max_len: int
     backbone: Path | None = None  # its folder; where the model stays empty, its config.json will do
@@ -124,9 +129,20 @@ class ModelShape:
     empty: bool = False  # nothing loaded: for counting on the meta device
 
 
+def build_encoder(config: EncoderConfig, shape: ModelShape) -> Encoder:
+    """A fresh encoder of the configured kind; it draws its initial weights."""
+    if config.kind is EncoderKind.MF:
+        return MF(config, users=shape.users, items=shape.items, max_len=shape.max_len)
+    if config.kind is EncoderKind.NEUMF:
+        return NeuMF(config, users=shape.users, items=shape.items, max_len=shape.max_len)
+    if config.kind is EncoderKind.GRU:
+        return GRU(config, items=shape.items, max_len=shape.max_len)
+    return SASRec(config, items=shape.items, max_len=shape.max_len)
+
+
 def build(config: Config, shape: ModelShape, *, parts: Collection[Part], with_backbone: bool) -> SASRecLLM:
     """A fresh model with ``parts``; seed torch first, since this draws the initial weights."""
-    encoder = SASRec(config.encoder, items=shape.items, max_len=shape.max_len) if Part.ENCODER in parts else None
+    encoder = build_encoder(config.encoder, shape) if Part.ENCODER in parts else None
     backbone = None
     if with_backbone:
         assert shape.backbone is not None and shape.answers is not None
@@ -153,7 +169,8 @@ def build(config: Config, shape: ModelShape, *, parts: Collection[Part], with_ba
 def calibrate_mapper(model: SASRecLLM) -> None:
     """Start a new mapper at the scale of the backbone's words, measured on the encoder's item vectors."""
     assert model.encoder is not None and model.mapper is not None and model.backbone is not None
-    model.mapper.match_spread(model.encoder.item.weight[1:], model.backbone.embedding_spread())
+    item_N = torch.arange(1, model.encoder.items + 1)
+    model.mapper.match_spread(model.encoder.item_vectors(item_N), model.backbone.embedding_spread())
 
 
 def trainable(model: SASRecLLM, trained: Collection[Part]) -> Mapping[str, nn.Parameter]:

@@ -43,7 +43,7 @@ def parameter_groups(
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         part = Part(name.partition(".")[0])
-        bare = id(parameter) in norms or name.endswith("bias")
+        bare = id(parameter) in norms or name.rpartition(".")[2].startswith("bias")  # a GRU has bias_ih_l0
         key = (stage.part_lr.get(part, stage.lr), 0.0 if bare else stage.weight_decay)
         groups.setdefault(key, []).append(parameter)
     return [{"params": p, "lr": 0.0, "peak_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]

@@ -91,12 +91,13 @@ def _activations(job: StageJob, model: SASRecLLM, tokens: int) -> float:
     rows, length = job.micro_batch, job.facts.max_len
     model.freeze_all_but(job.trains)
     model.to(DTYPES[job.precision])
-    history, item, label = torch.ones(rows, length, dtype=torch.long), torch.ones(rows).long(), torch.ones(rows)
+    user, history, item = torch.ones(rows).long(), torch.ones(rows, length).long(), torch.ones(rows).long()
+    label = torch.ones(rows)
     prompt = None
     if model.backbone is not None:
         soft = torch.ones(rows, 2, job.config.mapper.tokens).long() if model.mapper is not None else None
         prompt = Prompt(torch.ones(rows, tokens).long(), torch.full((rows,), tokens), soft)
-    batch = Batch(history, item, label, prompt)
+    batch = Batch(user, history, item, label, prompt)
     model.set_mode(job.trains)
     with _counted(model) as kept:
         Objective(model, job.settings.loss)(batch)

@@ -20,6 +20,7 @@ from rayrec.stages import STAGES, Part, StageName, StageSpec, inherited
 class DataFacts:
     """What the manifest says of the prepared data, with ``max_len`` resolved."""
 
+    users: int
     items: int
     max_len: int
     rows: dict[str, int]  # split -> rows

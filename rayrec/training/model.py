@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,11 +25,12 @@ _log = logging.getLogger(__name__)
 
 def model_shape(config: Config, facts: DataFacts, *, with_backbone: bool) -> ModelShape:
     """Shape of the model on this node; the backbone is fetched here if it is not in this node's cache."""
+    shape = ModelShape(users=facts.users, items=facts.items, max_len=facts.max_len)
     if not with_backbone:
-        return ModelShape(items=facts.items, max_len=facts.max_len)
+        return shape
     folder = local_backbone(config.backbone.sources)
     answers = resolve_answers(load_tokenizer(folder))
-    return ModelShape(items=facts.items, max_len=facts.max_len, backbone=folder, answers=(answers.yes, answers.no))
+    return replace(shape, backbone=folder, answers=(answers.yes, answers.no))
 
 
 def stage_model(job: StageJob) -> SASRecLLM:

@@ -80,7 +80,8 @@ def train(changes: list[str], env: dict[str, str], root: Path) -> Trained:
         json.loads(line) for line in Path(run.path("stages", STAGE.value, "progress.jsonl")).read_text().splitlines()
     ]
     folder = local_backbone(run.config.backbone.sources)
-    shape = ModelShape(items=job.facts.items, max_len=job.facts.max_len, backbone=folder, answers=(0, 1), empty=True)
+    sizes = {"users": job.facts.users, "items": job.facts.items, "max_len": job.facts.max_len}
+    shape = ModelShape(**sizes, backbone=folder, answers=(0, 1), empty=True)
     need = footprint(job, shape, tokens=int(job.rows("train").open().lengths.max()))
     peak = max(line["memory_gb"] for line in lines) * 1e9
     return Trained([line["loss"] for line in lines], peak, need.device - CUDA_CONTEXT)

@@ -28,6 +28,7 @@ def lists(values: list[list[int]]) -> pa.Array:
 
 def table(**more: Any) -> pa.Table:
     fixed = {
+        c.USER_ID: pa.array([0, 3, c.UNKNOWN_USER, 1], pa.int32()),
         c.ITEM_ID: pa.array([9, 8, 7, 6], pa.int32()),
         c.LABEL: pa.array([1, 0, 0, 1], pa.int8()),
         HISTORY: lists(HISTORIES),
@@ -65,6 +66,7 @@ def whole(of: pa.Table, soft_tokens: int = 1) -> Batch:
 def test_histories_are_padded_on_the_left() -> None:
     batch = whole(table())
     assert batch.history_BL.tolist() == [[0, 5, 6, 7], [0, 0, 0, 0], [0, 0, 0, 8], [1, 2, 3, 4]]
+    assert batch.user_B.tolist() == [1, 4, 0, 2]  # 0: the unknown user
     assert batch.item_B.tolist() == [9, 8, 7, 6]
     assert batch.label_B.tolist() == [1.0, 0.0, 0.0, 1.0]
     assert (batch.history_BL.dtype, batch.item_B.dtype, batch.label_B.dtype) == (
@@ -130,7 +132,7 @@ def test_cells_and_what_fills_them() -> None:
 def test_a_batch_moves_whole() -> None:
     for made in (whole(table()), whole(text()), whole(hybrid(), 1)):
         moved = made.to(torch.device("meta"))
-        tensors = [moved.history_BL, moved.item_B, moved.label_B]
+        tensors = [moved.user_B, moved.history_BL, moved.item_B, moved.label_B]
         if moved.prompt:
             tensors += [moved.prompt.tokens_BT, moved.prompt.length_B]
             tensors += [] if moved.prompt.soft_at_B2K is None else [moved.prompt.soft_at_B2K]
@@ -200,7 +202,7 @@ def test_a_history_is_the_newest_of_what_was_liked_before(prepared: Any, max_len
     assert [] in expected
     assert max(map(len, expected)) == min(max_len, max(rows[i][c.SEEN] for i in IDS)) > 0
     assert found[c.ROW].to_pylist() == IDS.tolist()
-    for name in (c.ITEM_ID, c.LABEL):
+    for name in (c.USER_ID, c.ITEM_ID, c.LABEL):
         assert found[name].to_pylist() == [rows[i][name] for i in IDS]
 
 
@@ -214,7 +216,7 @@ def test_a_history_is_the_newest_of_what_was_liked_before(prepared: Any, max_len
 )
 def test_a_stream_fetches_what_it_reads(prepared: Any, stream: Stream, names: list[str]) -> None:
     found = opened(prepared, stream).fetch(IDS)
-    assert found.column_names == [c.ROW, c.ITEM_ID, c.LABEL, HISTORY, *names]
+    assert found.column_names == [c.ROW, c.USER_ID, c.ITEM_ID, c.LABEL, HISTORY, *names]
     for name in set(names) - {c.SHARED}:
         assert found[name].to_pylist() == [prepared[1][i][name] for i in IDS]
     assert whole(found).rows == len(IDS)

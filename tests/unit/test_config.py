@@ -8,8 +8,8 @@ import pytest
 
 from rayrec.config import Config, differences, fingerprint, identity, micro_batch_rows
 from rayrec.errors import InputError
-from rayrec.settings import load, override, validate
-from rayrec.stages import Loss, Part, StageName
+from rayrec.settings import load, override, validate, with_values
+from rayrec.stages import EncoderKind, Loss, Part, StageName
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))  # search/: test_search.py
 
@@ -229,6 +229,11 @@ def test_every_mistake_is_told_at_once() -> None:
         ("data.threshold=9", "threshold 9.0 must lie inside rating_range (0.0, 5.0]"),
         ("data.dataset=table", "dataset 'table' needs data.sources"),
         ("encoder.heads=5", "encoder: width 64 is not divisible by heads 5"),
+        ("encoder.kind=lstm", "encoder.kind: Input should be 'sasrec', 'mf', 'neumf' or 'gru', got 'lstm'"),
+        ("encoder={kind: mf, heads: 2}", "encoder: mf does not read heads; leave it out, or at its default, 4"),
+        ("encoder={kind: mf, dropout: 0}", "encoder: mf does not read dropout; leave it out, or at its default, 0.2"),
+        ("encoder={kind: gru, blocks: 1}", "encoder: gru does not read blocks; leave it out, or at its default, 2"),
+        ("encoder={kind: neumf, width: 20}", "encoder: width 20 is not divisible by 8: neumf halves it three times"),
         ("engine.precision=fp16", "fp16 needs a GPU; use bf16 or fp32"),
         ("engine.offload=optimizer", "engine.offload: optimizer needs a GPU; leave it out"),
         ("engine.offload=all", "engine: offload: all needs ZeRO-3, found zero_stage 2; use offload: optimizer"),
@@ -244,6 +249,22 @@ def test_every_mistake_is_told_at_once() -> None:
 )
 def test_a_wrong_value_is_named(assignment: str, message: str) -> None:
     assert message in refused(assignment)
+
+
+@pytest.mark.parametrize("kind", ["mf", "neumf"])
+def test_an_encoder_without_a_sequence_has_no_next_item(kind: str) -> None:
+    assert f"next_item needs an encoder that reads a sequence, and {kind} does not; use label_bce" in refused(
+        f"encoder.kind={kind}", "stages.pretrain_encoder.loss=next_item"
+    )
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("kind", EncoderKind)
+def test_the_kind_alone_may_change(kind: EncoderKind, path: Path) -> None:
+    """On top of a file, and of a whole configuration, as a search does."""
+    assert load(path, [f"encoder.kind={kind}"]).encoder.kind is kind
+    tree = load(path).model_dump(mode="json")
+    assert validate(with_values(tree, {"encoder.kind": kind.value}), "x").encoder.kind is kind
 
 
 def test_a_batch_that_does_not_divide_says_what_would() -> None:
@@ -282,6 +303,7 @@ def test_how_to_run_is_not_what_to_run(assignments: list[str]) -> None:
         "data.threshold=3.5",
         "data.split.valid=0.05",
         "encoder.width=32",
+        "encoder.kind=gru",
         "mapper.tokens=2",
         "backbone.sources=tiny",
         "backbone.score=yes",

@@ -30,8 +30,8 @@ def test_trainable_parameters_steps_and_rows_are_those_of_the_real_stages(
     config = smoke(tmp_path)
     planning.print_plan(config)
     printed = capsys.readouterr().out
-    facts = DataFacts(items=80, max_len=12, rows={"train": 3200})
-    shape = ModelShape(items=80, max_len=12, backbone=tiny, answers=(1, 2))
+    facts = DataFacts(users=60, items=80, max_len=12, rows={"train": 3200})
+    shape = ModelShape(users=60, items=80, max_len=12, backbone=tiny, answers=(1, 2))
     for stage, spec in STAGES.items():
         job = StageJob(config=config, stage=stage, facts=facts, data="")
         torch.manual_seed(0)
@@ -42,6 +42,15 @@ def test_trainable_parameters_steps_and_rows_are_those_of_the_real_stages(
         assert f" {job.total_steps} " in line and line.endswith(f" {job.total_steps * job.settings.batch:,}")
     assert f"{tmp_path}/runs/smoke" in printed
     assert max(len(line) for line in printed.splitlines() if "output" not in line) <= 100
+
+
+def test_users_are_counted_before_they_are_prepared(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "local_backbone", lambda sources, config_only: tiny)
+    for override, users in (("seed=0", 60), ("data.max_users=20", 20)):
+        planning.print_plan(smoke(tmp_path, "encoder.kind=mf", "encoder.width=16", override))
+        assert f" {(users + 1) * 17 + 81 * 17 + 1:,} " in capsys.readouterr().out
 
 
 def test_nothing_is_left_behind(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,13 @@ def test_nothing_is_prepared_yet(tmp_path: Path) -> None:
 def prepared(of: Run) -> None:
     """As if its data were prepared."""
     counts = {split: {"rows": 9} for split in ("train", "valid", "test")}
-    manifest = {"items": 3, "mean_liked_per_training_user": 2.4, "splits": counts, "files": {"train.parquet": "a1"}}
+    manifest = {
+        "users": 2,
+        "items": 3,
+        "mean_liked_per_training_user": 2.4,
+        "splits": counts,
+        "files": {"train.parquet": "a1"},
+    }
     storage.write_text(of.path("data", "manifest.json"), json.dumps(manifest))
     storage.write_text(of.path("data", "prompts", "prompts.json"), json.dumps({"files": {"train.parquet": "b2"}}))
 

@@ -36,7 +36,13 @@ def padded(rows: list[list[int]], width: int = 0) -> Tensor:
 
 
 def batch(history: list[list[int]], items: list[int], labels: list[float]) -> Batch:
-    return Batch(padded(history), torch.tensor(items), torch.tensor(labels))
+    nobody = torch.zeros(len(items), dtype=torch.int64)
+    return Batch(nobody, padded(history), torch.tensor(items), torch.tensor(labels))
+
+
+def user_vectors(model: SASRec, rows: list[list[int]], width: int = 0) -> Tensor:
+    nobody = torch.zeros(len(rows), dtype=torch.int64)
+    return model.user_vectors(Batch(nobody, padded(rows, width), nobody, nobody))
 
 
 # torch's own transformer
@@ -101,7 +107,7 @@ def test_the_newest_position_alone_is_the_same_in_values_and_gradients() -> None
 def test_the_score_is_the_dot_product_of_user_and_item() -> None:
     model, items = encoder(), [4, 30, 1, 1, 9]
     expected = [reference(model, row)[-1] @ model.item.weight[item] for row, item in zip(ROWS, items, strict=True)]
-    found = model.score(padded(ROWS), torch.tensor(items))
+    found = model.score(batch(ROWS, items, [0.0] * len(ROWS)))
     torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
@@ -122,21 +128,21 @@ def test_what_comes_later_is_not_seen(place: int) -> None:
 @pytest.mark.parametrize("width", [5, 7, MAX_LEN])
 def test_wider_padding_changes_nothing(width: int) -> None:
     model, rows = encoder().double(), [[3], [1, 2, 3, 4, 5], [], [7, 8]]
-    narrow, wide = model.user_vectors(padded(rows)), model.user_vectors(padded(rows, width))
+    narrow, wide = user_vectors(model, rows), user_vectors(model, rows, width)
     torch.testing.assert_close(narrow, wide, atol=1e-12, rtol=0)
 
 
 @torch.no_grad()
 def test_neighbours_in_a_batch_change_nothing() -> None:
     model = encoder().double()  # in fp32 the order of sums differs by machine
-    together = model.user_vectors(padded(ROWS))
-    alone = torch.cat([model.user_vectors(padded([row])) for row in ROWS])
+    together = user_vectors(model, ROWS)
+    alone = torch.cat([user_vectors(model, [row]) for row in ROWS])
     torch.testing.assert_close(together, alone, atol=1e-12, rtol=0)
 
 
 def test_an_empty_history_is_finite_and_so_is_its_gradient() -> None:
     model = encoder().train()
-    vectors = model.user_vectors(padded([[], [1, 2]], 4))
+    vectors = user_vectors(model, [[], [1, 2]], 4)
     vectors.square().sum().backward()
     assert vectors.isfinite().all()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -144,7 +150,7 @@ def test_an_empty_history_is_finite_and_so_is_its_gradient() -> None:
 
 def test_padding_is_never_trained() -> None:
     model = encoder()
-    model.score(padded([[1], [1, 2, 3]]), torch.tensor([0, 4])).sum().backward()
+    model.score(batch([[1], [1, 2, 3]], [0, 4], [0.0, 0.0])).sum().backward()
     assert not model.item.weight.grad[0].any()
     assert model.item.weight.grad[1].any()
 

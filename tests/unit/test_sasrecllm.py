@@ -1,6 +1,7 @@
 """The composed model on a tiny LLaMA: answers as the whole causal LM gives them, soft tokens, freezing, precision."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def config(**changes: Any) -> Config:
 def model(tiny: Path, answers: tuple[int, int]) -> SASRecLLM:
     """All parts, each with weights that show."""
     torch.manual_seed(0)
-    shape = ModelShape(items=20, max_len=8, backbone=tiny, answers=answers)
+    shape = ModelShape(users=5, items=20, max_len=8, backbone=tiny, answers=answers)
     made = build(config(mapper={"tokens": 2}), shape, parts=frozenset(Part), with_backbone=True)
     for parameter in made.parts()[LORA].values():
         nn.init.normal_(parameter, std=0.3)
@@ -74,7 +75,7 @@ def prompt(rows: Sequence[Sequence[int]], soft_at: Tensor | None = None) -> Prom
 
 def batch(of: Prompt | None) -> Batch:
     history = torch.tensor([[0, 0, 1], [2, 3, 4], [0, 0, 0]])
-    return Batch(history, torch.tensor([5, 6, 7]), torch.tensor([1.0, 0.0, 1.0]), of)
+    return Batch(torch.tensor([1, 2, 3]), history, torch.tensor([5, 6, 7]), torch.tensor([1.0, 0.0, 1.0]), of)
 
 
 def hybrid() -> Batch:
@@ -135,7 +136,7 @@ def test_soft_tokens_are_the_mapped_vectors(model: SASRecLLM) -> None:
     rows = hybrid()
     soft = model.soft_tokens(rows)
     assert soft.shape == (3, 2, 2, 64)
-    user = model.mapper(model.encoder.user_vectors(rows.history_BL))
+    user = model.mapper(model.encoder.user_vectors(rows))
     item = model.mapper(model.encoder.item_vectors(rows.item_B))
     assert torch.equal(soft[:, 0], user) and torch.equal(soft[:, 1], item)
 
@@ -143,11 +144,11 @@ def test_soft_tokens_are_the_mapped_vectors(model: SASRecLLM) -> None:
 def test_the_batch_decides_the_path(model: SASRecLLM) -> None:
     model.set_mode(())
     encoded = model(batch(None))
-    assert torch.equal(encoded, model.encoder.score(batch(None).history_BL, batch(None).item_B))
+    assert torch.equal(encoded, model.encoder.score(batch(None)))
     history = torch.tensor([[0, 0, 9], [9, 9, 9], [0, 9, 9]])
     text, other = batch(prompt([[7] * 9, [8] * 4, [9]])), hybrid()
-    assert torch.equal(model(text), model(Batch(history, text.item_B, text.label_B, text.prompt)))  # text only
-    assert not torch.equal(model(other), model(Batch(history, other.item_B, other.label_B, other.prompt)))
+    assert torch.equal(model(text), model(replace(text, history_BL=history)))  # text only
+    assert not torch.equal(model(other), model(replace(other, history_BL=history)))
 
 
 # Precision
@@ -173,7 +174,7 @@ def test_a_scoring_model_casts_parameters_only(
 ) -> None:
     monkeypatch.setenv("RAYREC_CACHE", str(tmp_path))
     settings = config(engine={"precision": precision}, backbone={"sources": str(tiny)})
-    facts = DataFacts(items=20, max_len=8, rows={})
+    facts = DataFacts(users=5, items=20, max_len=8, rows={})
     made = scoring_model(ScoringJob(config=settings, facts=facts, parts={}, uses_backbone=True))
     assert {parameter.dtype for parameter in made.parameters()} == {dtype}
     assert made.backbone.answer_rows_2H.dtype is torch.float32

@@ -17,9 +17,10 @@ from rayrec.data.prompts import resolve_answers
 from rayrec.data.rows import HISTORY
 from rayrec.data.tokenise import load_tokenizer
 from rayrec.models.backbone import merge_lora
+from rayrec.models.factors import Factors
 from rayrec.models.packing import pack
-from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build
-from rayrec.stages import Part
+from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build, calibrate_mapper
+from rayrec.stages import EncoderKind, Part
 
 # Rows 0, 2 and 5 share a history, and so do 1 and 4; 3 is alone. None of them is long or short throughout.
 GROUPS = [7, 3, 7, 5, 3, 7]
@@ -31,6 +32,7 @@ SOFT = 2
 
 def table(*, hybrid: bool) -> pa.Table:
     columns: dict[str, Any] = {
+        c.USER_ID: GROUPS,
         c.ITEM_ID: [9, 8, 7, 6, 5, 4],
         c.LABEL: [1, 0, 0, 1, 1, 0],
         HISTORY: pa.array([HISTORIES[group] for group in GROUPS], pa.list_(pa.int32())),
@@ -45,17 +47,22 @@ def table(*, hybrid: bool) -> pa.Table:
     return pa.table(columns | {c.TEXT_TOKENS: tokens, c.TEXT_TITLE_AT: cut})
 
 
-@pytest.fixture
-def model(tiny: Path) -> SASRecLLM:
+def built(tiny: Path, kind: EncoderKind = EncoderKind.SASREC) -> SASRecLLM:
     answers = resolve_answers(load_tokenizer(tiny))
     torch.manual_seed(0)
-    settings = {"encoder": {"width": 16, "max_len": 8, "dropout": 0}, "mapper": {"tokens": SOFT}}
-    settings |= {"engine": {"precision": "fp32"}, "lora": {"dropout": 0}, "cluster": {"workers": 1}}
-    shape = ModelShape(items=20, max_len=8, backbone=tiny, answers=(answers.yes, answers.no))
+    encoder = {"kind": kind, "width": 16, "max_len": 8} | ({} if kind is EncoderKind.MF else {"dropout": 0})
+    settings: dict[str, Any] = {"encoder": encoder, "mapper": {"tokens": SOFT}, "lora": {"dropout": 0}}
+    settings |= {"engine": {"precision": "fp32"}, "cluster": {"workers": 1}}
+    shape = ModelShape(users=8, items=20, max_len=8, backbone=tiny, answers=(answers.yes, answers.no))
     made = build(Config.model_validate(settings), shape, parts=frozenset(Part), with_backbone=True)
     for parameter in made.parts()[Part.LORA].values():
         nn.init.normal_(parameter, std=0.3)
     return made
+
+
+@pytest.fixture
+def model(tiny: Path) -> SASRecLLM:
+    return built(tiny)
 
 
 def pair(*, hybrid: bool, cut: Cut = Cut.LEARNING) -> tuple[Batch, Batch]:
@@ -139,9 +146,7 @@ def test_a_frozen_encoder_reads_a_history_once(cut: Cut, model: SASRecLLM, monke
     assert model.encoder is not None
     read: list[int] = []
     encode = model.encoder.user_vectors
-    monkeypatch.setattr(
-        model.encoder, "user_vectors", lambda histories: read.append(len(histories)) or encode(histories)
-    )
+    monkeypatch.setattr(model.encoder, "user_vectors", lambda rows: read.append(rows.rows) or encode(rows))
     model.set_mode({Part.MAPPER})
     once = model.soft_tokens(split)
     torch.testing.assert_close(once, model.soft_tokens(whole), atol=1e-6, rtol=1e-6)
@@ -170,6 +175,22 @@ def test_values_and_gradients_are_those_of_whole_prompts(trained: set[Part], hyb
     model.set_mode(trained)
     whole, split = (learned(model, batch) for batch in pair(hybrid=hybrid))
     assert whole.keys() == split.keys() and len(whole) > 2 and whole["logit"].abs().max() > 1e-3
+    assert_same(split, whole)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EncoderKind if kind is not EncoderKind.SASREC])
+@pytest.mark.parametrize("trained", [{Part.ENCODER, Part.MAPPER}, set(Part)], ids=["hybrid", "joint"])
+def test_every_encoder_speaks_to_the_backbone(kind: EncoderKind, trained: set[Part], tiny: Path) -> None:
+    """Group 3's user is one whom the tables do not know."""
+    model = built(tiny, kind)
+    if isinstance(model.encoder, Factors):
+        nn.init.normal_(model.encoder.user.weight.data[5:])  # batches count users from 1
+    calibrate_mapper(model)
+    model.freeze_all_but(trained)
+    model.set_mode(trained)
+    whole, split = (learned(model, batch) for batch in pair(hybrid=True))
+    assert whole.keys() == split.keys() and whole["logit"].abs().max() > 1e-3
+    assert whole["encoder.item.weight"].any() and whole["mapper.expand.weight"].any()
     assert_same(split, whole)
 
 

@@ -4,8 +4,10 @@ import pytest
 
 from rayrec import stages
 from rayrec.stages import (
+    ENCODERS,
     STAGES,
     SYSTEMS,
+    EncoderKind,
     Loss,
     Part,
     StageName,
@@ -13,6 +15,7 @@ from rayrec.stages import (
     Stream,
     SystemName,
     inherited,
+    titles,
 )
 
 ENCODER, MAPPER, LORA = Part.ENCODER, Part.MAPPER, Part.LORA
@@ -70,6 +73,18 @@ def test_every_system_is_there() -> None:
     assert set(SYSTEMS) == set(SystemName)
     assert SYSTEMS[SystemName.SASRECLLM].parts == set(Part)
     assert not SYSTEMS[SystemName.ICL].parts  # the untouched backbone
+
+
+def test_a_system_is_named_after_its_encoder() -> None:
+    assert titles(EncoderKind.SASREC) == {system: spec.title for system, spec in SYSTEMS.items()}
+    found = titles(EncoderKind.MF)
+    assert (found[SystemName.SASREC], found[SystemName.SASRECLLM]) == ("MF", "MFLLM")
+    assert found[SystemName.TALLREC] == "TALLRec" and set(found) == set(SYSTEMS)
+
+
+def test_every_encoder_learns_from_labels() -> None:
+    assert set(ENCODERS) == set(EncoderKind)
+    assert all(Loss.LABEL_BCE in spec.losses for spec in ENCODERS.values())
 
 
 def test_two_origins_of_one_part_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from rayrec.training.job import StageJob
 
 ENCODER, LORA, HYBRID = StageName.PRETRAIN_ENCODER, StageName.TUNE_LORA, StageName.TUNE_HYBRID
 MANIFEST = {
+    "users": 2,
     "items": 3,
     "mean_liked_per_training_user": 2.4,
     "splits": {split: {"rows": 9} for split in ("train", "valid", "test")},
