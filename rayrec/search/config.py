@@ -43,7 +43,7 @@ class Asha(Section):
 
 
 class HyperBand(Section):
-    """https://arxiv.org/abs/1603.06560: trials wait for each other, so fewer run at once."""
+    """https://arxiv.org/abs/1603.06560: trials of a bracket wait for each other; the first bracket stops none."""
 
     kind: Literal["hyperband"]
     factor: float = Field(3.0, gt=1)
@@ -66,6 +66,10 @@ class PopulationBased(Section):
     kind: Literal["pbt"]
     every: PositiveInt = 2  # evaluations between two looks
     quantile: float = Field(0.25, gt=0, le=0.5)  # the share of trials that is replaced
+
+
+# Tune compares the trials that it knows of, so these must know all of them from the start.
+DRAWN_AT_ONCE = (HyperBand, PopulationBased)
 
 
 class Budget(Section):
@@ -160,6 +164,7 @@ def _check_budget(config: SearchConfig, base: Config, origin: str) -> None:
     evaluations = longest(config, base)
     if isinstance(config.scheduler, PopulationBased):
         _check_population(config, origin)
+    _check_drawn_at_once(config, origin)
     grace = getattr(config.scheduler, "grace", 1)
     if grace > evaluations:
         raise InputError(
@@ -179,6 +184,14 @@ def _check_population(config: SearchConfig, origin: str) -> None:
             )
     if config.algorithm != "random":
         raise InputError(f"{origin}: algorithm: pbt starts from random values and changes them itself; use random")
+
+
+def _check_drawn_at_once(config: SearchConfig, origin: str) -> None:
+    if config.algorithm == "tpe" and isinstance(config.scheduler, DRAWN_AT_ONCE):
+        raise InputError(
+            f"{origin}: algorithm: tpe learns from ended trials, and {config.scheduler.kind} must know all trials from"
+            " the start; use random or grid, or scheduler: {kind: asha}"
+        )
 
 
 def longest(config: SearchConfig, base: Config) -> int:

@@ -15,7 +15,7 @@ from rayrec.binding import SEARCH, bind, is_bound, package_versions
 from rayrec.config import fingerprint
 from rayrec.preparation import prepare_prompts, prepare_rows
 from rayrec.report import SearchReportData, write_search_report
-from rayrec.search.config import PopulationBased, Search, as_yaml
+from rayrec.search.config import DRAWN_AT_ONCE, Search, as_yaml
 from rayrec.search.live import Following
 from rayrec.search.results import Results
 from rayrec.search.schedule import scheduler
@@ -94,15 +94,15 @@ def _run_trials(search: Search, folder: str, concurrent: int) -> Results:
     storage.delete(records)  # Tune's own, of a killed command; the trials tell again what they told
     hours = search.config.budget.hours
     suggester = Suggester(search, storage.join(folder, "suggestions.jsonl"))
-    population = isinstance(search.config.scheduler, PopulationBased)
-    first = [suggester.suggest(str(i))[TRIAL] for i in range(search.trials)] if population else []
+    at_once = isinstance(search.config.scheduler, DRAWN_AT_ONCE)
+    first = [suggester.suggest(str(i))[TRIAL] for i in range(search.trials)] if at_once else []
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(Trial, setting=setting), _TRIAL),
-        param_space={TRIAL: tune.grid_search(first)} if population else None,
+        param_space={TRIAL: tune.grid_search(first)} if at_once else None,
         tune_config=tune.TuneConfig(
-            search_alg=None if population else suggester,  # Tune's PBT takes no searcher beside it
+            search_alg=None if at_once else suggester,
             scheduler=scheduler(search),
-            num_samples=1 if population else search.trials,
+            num_samples=1 if at_once else search.trials,
             max_concurrent_trials=concurrent,
             time_budget_s=hours * 3600 if hours else None,
             trial_dirname_creator=lambda trial: f"trial-{trial.config[TRIAL][NUMBER]:03d}",

@@ -109,6 +109,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no base": ({"base": "nowhere.yaml"}, r"nowhere\.yaml: no such file"),
     "bad base value": ({"set": {"encoder.width": 0}}, r"set: encoder\.width: .*greater than 0"),
     "name of the store": ({"name": "store"}, r"name: 'store' is the folder of stage results"),
+    "hyperband and tpe": (
+        {"scheduler": {"kind": "hyperband"}, "algorithm": "tpe"},
+        r"algorithm: tpe learns from ended trials, and hyperband must know all trials from the start; use random or",
+    ),
     "misspelt key": ({"algoritm": "tpe"}, r"unknown key 'algoritm'; did you mean 'algorithm'"),
 }
 
