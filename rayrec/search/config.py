@@ -60,6 +60,8 @@ class MedianStopping(Section):
 class PopulationBased(Section):
     """https://arxiv.org/abs/1711.09846: the worst trials go on from the best ones' states with changed values.
 
+    All wait for the last at every look, so that the same search takes the same decisions.
+
     What comes of it is a schedule of values, not one configuration: ``best.yaml`` holds the last ones.
     """
 

@@ -36,6 +36,7 @@ def scheduler(search: Search) -> TrialScheduler:
         return PopulationBasedTraining(
             **common,
             perturbation_interval=config.every,
+            synch=True,  # else who goes on from whom depends on who was quick
             quantile_fraction=config.quantile,
             hyperparam_mutations={TRIAL: {VALUES: {path: _mutation(d) for path, d in search.config.space.items()}}},
             custom_explore_fn=partial(_inside, search.config.space),
