@@ -86,7 +86,7 @@ def test_one_card(name: str) -> None:
         f"{FLOPS / model.hybrid:.1f}",
         f"{2 * model.every / 1e9:.1f}",
         f"{model.packed / 1e9:.1f}",
-        f"{1e3 * 4 * model.trained / NETWORK:.0f}",
+        f"{1e3 * 6 * model.trained / NETWORK:.0f}",
         f"{2 * model.every / NETWORK:.0f}",
         f"{16 * model.trained / 1e6:.0f}",
     ]
@@ -99,7 +99,7 @@ def test_many_cards(name: str, how: str) -> None:
     each = 4 if how == "ZeRO-3" else 2
     for workers, cell in zip((8, 64, 512), row, strict=True):
         computing = each * model.lora / FLOPS
-        moved = 4 * model.trained + (2 * 2 * model.every if how == "ZeRO-3" else 0)
+        moved = 2 * model.trained + 2 * 2 * model.every if how == "ZeRO-3" else 6 * model.trained
         seconds = computing + moved * (workers - 1) / workers / NETWORK
         rate = workers * each / seconds
         fits = 2 * model.every / workers < CARD if how == "ZeRO-3" else model.packed < CARD
