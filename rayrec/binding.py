@@ -1,4 +1,4 @@
-"""A name stands for one configuration: the file that binds a run's or a search's folder to it."""
+"""A name stands for one configuration: the file that binds the folder of a run, search or experiment to it."""
 
 import platform
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from rayrec.errors import InputError
 
 _SHOWN_PACKAGES = ("torch", "ray", "transformers", "peft", "deepspeed", "pyarrow", "numpy", "scikit-learn")
 _SHOWN_CHANGES = 5
-RUN, SEARCH = "config.yaml", "search.yaml"
-_WHAT = {RUN: "run", SEARCH: "search"}
+RUN, SEARCH, EXPERIMENT = "config.yaml", "search.yaml", "experiment.yaml"
+_WHAT = {RUN: "run", SEARCH: "search", EXPERIMENT: "experiment"}
 
 
 def is_bound(folder: str, file: str, identity: Mapping[str, Any]) -> bool:
-    """Whether ``file`` (RUN or SEARCH) binds the folder to ``identity``; False where it is not there.
+    """Whether ``file`` (RUN, SEARCH or EXPERIMENT) binds the folder to ``identity``; False where it is not there.
 
     Raises:
         InputError: the folder is bound to another.

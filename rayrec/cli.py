@@ -14,6 +14,7 @@ from rayrec.stages import StageName
 
 if TYPE_CHECKING:
     from rayrec.benchmark.settings import Benchmark
+    from rayrec.experiment.settings import Experiment
     from rayrec.search.config import Search
 
 
@@ -90,6 +91,24 @@ def main_for_search(description: str, default: Path, act: Callable[["Search"], N
             print_search_plan(search)
         else:
             act(search)
+
+    run(job)
+
+
+def main_for_experiment(description: str, default: Path, act: Callable[["Experiment"], None]) -> None:
+    """The same for an experiment, whose file names several systems and seeds."""
+    options = parser(description).parse_args()
+
+    def job() -> None:
+        from rayrec.experiment.settings import load_experiment  # noqa: PLC0415
+
+        experiment = load_experiment(options.config or default, options.set)
+        if options.plan:
+            from rayrec.experiment.plan import print_experiment_plan  # noqa: PLC0415
+
+            print_experiment_plan(experiment)
+        else:
+            act(experiment)
 
     run(job)
 

@@ -29,7 +29,7 @@ def full_pipeline(config: Config) -> None:
     else:
         with connected(config.cluster):
             _prepare(run)
-            _train(run, list(STAGES))
+            train_run(run, list(STAGES))
             _evaluate(run)
     _print_result(run)
 
@@ -47,7 +47,7 @@ def train_only(config: Config, stage: StageName) -> None:
     _check_parents(run, stage)  # before a cluster is started for it
     with connected(config.cluster):
         _prepare(run)
-        _train(run, [stage])
+        train_run(run, [stage])
 
 
 def evaluate_only(config: Config) -> None:
@@ -58,11 +58,16 @@ def evaluate_only(config: Config) -> None:
     _print_result(run)
 
 
-def _start(config: Config, stages: Sequence[StageName]) -> Run:
+def quieten() -> None:
+    """The job's own lines and warnings, and nobody else's."""
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
     logging.getLogger("rayrec").setLevel(logging.INFO)
     warnings.filterwarnings("ignore")  # libraries' advice; our own warnings go through the logger
     quiet_libraries()
+
+
+def _start(config: Config, stages: Sequence[StageName]) -> Run:
+    quieten()
     check_trackers(config.trackers)
     warn_of_slow_bf16(config, stages)
     run = Run(config)
@@ -93,8 +98,13 @@ def _describe_data(run: Run) -> str:
     return f"{rows} rows; {manifest['users']:,} users, {facts.items:,} items; history of {facts.max_len}"
 
 
-def _train(run: Run, stages: Sequence[StageName]) -> None:
-    """Train what neither the run nor the store holds, on one group of workers."""
+def train_run(run: Run, stages: Sequence[StageName]) -> None:
+    """Train what neither the run nor the store holds, on one group of workers; ray is connected, the data prepared.
+
+    Raises:
+        InputError: a stage cannot be trained with these settings, or its loss is no number any more.
+        StageError: a stage did not reach its end.
+    """
     jobs = run.stage_jobs()
     missing = []
     for stage in stages:

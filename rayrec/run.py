@@ -20,10 +20,12 @@ class Run:
     """``{storage}/{name}`` and the configuration it is bound to."""
 
     config: Config
+    place: str | None = None  # its folder, where that is another; an experiment's runs lie below the experiment's
+    prepared: str | None = None  # folder of prepared data that several runs share
 
     @property
     def folder(self) -> str:
-        return storage.join(storage.absolute(self.config.storage), self.config.name)
+        return self.place or storage.join(storage.absolute(self.config.storage), self.config.name)
 
     def path(self, *names: str) -> str:
         return storage.join(self.folder, *names)
@@ -48,7 +50,7 @@ class Run:
 
     @cached_property
     def data(self) -> Prepared:
-        return Prepared(self.path("data"))
+        return Prepared(self.prepared or self.path("data"))
 
     @property
     def manifest(self) -> dict[str, Any]:

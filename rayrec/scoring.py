@@ -3,7 +3,7 @@ soon as its last row is scored, so that an interrupted evaluation goes on with t
 """
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -64,13 +64,13 @@ def read_predictions(run: Run, system: SystemName) -> pd.DataFrame:
     return frame
 
 
-def score_systems(run: Run) -> None:
-    """Score the test sample with every system that has no predictions yet; ray is connected.
+def score_systems(run: Run, systems: Iterable[SystemName] = SYSTEMS) -> None:
+    """Score the test sample with every one of ``systems`` that has no predictions yet; ray is connected.
 
     Raises:
         InputError: a stage that a system needs has not run.
     """
-    open_systems = [system for system in SYSTEMS if not storage.exists(predictions_path(run, system))]
+    open_systems = [system for system in systems if not storage.exists(predictions_path(run, system))]
     ids = test_sample(run)
     tasks: dict[SystemName, _Task] = {}
     for system in open_systems:
@@ -103,7 +103,7 @@ def _task(run: Run, spec: SystemSpec, stream: Stream) -> "_Task":
         parts={part: folders[part] for part in spec.parts},
         uses_backbone=stream.uses_backbone,
     )
-    return _Task(job, RowSource(run.path("data"), "test", stream, run.facts.max_len))
+    return _Task(job, RowSource(run.data.folder, "test", stream, run.facts.max_len))
 
 
 def _calls(run: Run, tasks: Mapping[SystemName, "_Task"], ids: Ids) -> list[dict[str, Any]]:
@@ -147,12 +147,12 @@ def _write_predictions(run: Run, system: SystemName, ids: Ids, scores: Scores) -
 
 
 def _rows(run: Run, stream: Stream) -> OpenRows:
-    return RowSource(run.path("data"), "test", stream, run.facts.max_len).open()
+    return RowSource(run.data.folder, "test", stream, run.facts.max_len).open()
 
 
 def _bias_scores(run: Run, ids: Ids) -> Scores:
     floor = BiasFloor()
-    for block in open_table(run.path("data", "train.parquet")).to_batches():
+    for block in open_table(storage.join(run.data.folder, "train.parquet")).to_batches():
         floor.update(*(block[name].to_numpy() for name in (c.USER_ID, c.ITEM_ID, c.LABEL)))
     rows = _rows(run, Stream.INTERACTIONS).frame(ids)
     return floor.predict(rows[c.USER_ID].to_numpy(), rows[c.ITEM_ID].to_numpy())

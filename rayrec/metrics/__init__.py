@@ -1,6 +1,27 @@
 """How good scored rows are, and how sure that is: arrays in, numbers out. Knows neither torch nor Ray."""
 
 from rayrec.metrics.pointwise import METRICS
-from rayrec.metrics.significance import SLICES, Difference, Estimate, evaluate, evaluate_slices, paired_difference
+from rayrec.metrics.significance import (
+    SLICES,
+    Difference,
+    Estimate,
+    Resampled,
+    evaluate,
+    evaluate_slices,
+    paired_difference,
+    pooled_difference,
+    resampled_mean,
+)
 
-__all__ = ["METRICS", "SLICES", "Difference", "Estimate", "evaluate", "evaluate_slices", "paired_difference"]
+__all__ = [
+    "METRICS",
+    "SLICES",
+    "Difference",
+    "Estimate",
+    "Resampled",
+    "evaluate",
+    "evaluate_slices",
+    "paired_difference",
+    "pooled_difference",
+    "resampled_mean",
+]

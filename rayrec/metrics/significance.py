@@ -7,7 +7,7 @@ Efron & Tibshirani, An Introduction to the Bootstrap (1993), sections 13.3 (inte
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -21,9 +21,7 @@ from rayrec.metrics.pointwise import (
     IntArray,
     auc,
     from_sums,
-    log_loss,
     mean_auc,
-    row_log_loss,
     user_auc,
     user_sums,
 )
@@ -82,6 +80,45 @@ class _Ranking:
         return _quotient(wins, pairs)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Scored:
+    """One score a row, made ready for any weights of users."""
+
+    ranking: _Ranking
+    sums: FloatArray  # of ``user_sums``
+    per_user: FloatArray  # of ``user_auc``
+    auc: float
+
+    @classmethod
+    def of(cls, index: IntArray, label: IntArray, score: FloatArray, *, cutoff: float) -> "_Scored":
+        return cls(
+            ranking=_Ranking.of(index, label, score),
+            sums=user_sums(index, label, score, cutoff=cutoff),
+            per_user=user_auc(index, label, score),
+            auc=auc(label, score),
+        )
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Every metric of the rows as they are."""
+        values = {name: float(value) for name, value in from_sums(self.sums.sum(axis=0)).items()}
+        return values | {"auc": self.auc, "uauc": mean_auc(self.per_user)[0]}
+
+    def under(self, weights: FloatArray) -> dict[str, FloatArray]:
+        """Every metric under each row of user weights; shape (resamples, users) -> (resamples,) each."""
+        uauc = _weighted_uauc(weights, self.per_user)
+        return {"auc": self.ranking.auc(weights), "uauc": uauc, **from_sums(weights @ self.sums)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resampled:
+    """Metrics of some rows, averaged over several scores of each row, and the same under every resample of users."""
+
+    values: Mapping[str, float]
+    each: tuple[Mapping[str, float], ...]  # the values of each score
+    draws: Mapping[str, FloatArray]  # metric -> shape (resamples,); empty for fewer than two users
+
+
 def evaluate(
     user_id: npt.ArrayLike,
     label: npt.ArrayLike,
@@ -104,21 +141,8 @@ def evaluate(
     Raises:
         ValueError: lengths differ, a label is not 0 or 1, or a score is not in [0, 1].
     """
-    users, labels, scores = _checked(user_id, label, score)
-    names, index = np.unique(users, return_inverse=True)
-    sums, per_user = user_sums(index, labels, scores, cutoff=cutoff), user_auc(users, labels, scores)
-    values = {name: float(value) for name, value in from_sums(sums.sum(axis=0)).items()}
-    values |= {"auc": auc(labels, scores), "uauc": mean_auc(per_user)[0]}
-
-    ranking = _Ranking.of(index, labels, scores)
-    blocks = [
-        {"auc": ranking.auc(weights), "uauc": _weighted_uauc(weights, per_user), **from_sums(weights @ sums)}
-        for weights in _user_weights(len(names), len(index), resamples, seed)
-    ]
-    return {
-        name: Estimate(values[name], *_interval(np.concatenate([np.empty(0), *(block[name] for block in blocks)])))
-        for name in METRICS
-    }
+    found = resampled_mean(user_id, label, [score], cutoff=cutoff, resamples=resamples, seed=seed)
+    return {name: Estimate(found.values[name], *_interval(found.draws[name])) for name in METRICS}
 
 
 def evaluate_slices(
@@ -169,25 +193,66 @@ def paired_difference(
     Raises:
         ValueError: as ``evaluate``.
     """
-    users, labels, first = _checked(user_id, label, score)
-    second = _checked(user_id, label, other)[2]
-    names, index = np.unique(users, return_inverse=True)
-    order = (_Ranking.of(index, labels, first), _Ranking.of(index, labels, second))
-    user_gap = user_auc(users, labels, first) - user_auc(users, labels, second)
-    loss_gap = np.bincount(index, row_log_loss(labels, first) - row_log_loss(labels, second), minlength=len(names))
-    size = np.bincount(index, minlength=len(names)).astype(np.float64)
+    first, second = (
+        resampled_mean(user_id, label, [scores], resamples=resamples, seed=seed) for scores in (score, other)
+    )
+    found = pooled_difference(first, second)
+    return {name: found[name] for name in ("auc", "uauc", "log_loss")}
 
-    draws: dict[str, list[FloatArray]] = {"auc": [], "uauc": [], "log_loss": []}
+
+def resampled_mean(
+    user_id: npt.ArrayLike,
+    label: npt.ArrayLike,
+    scores: Sequence[npt.ArrayLike],
+    *,
+    cutoff: float = 0.5,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Resampled:
+    """Every metric of ``METRICS`` as its mean over ``scores``, under the same resamples of users for each.
+
+    Args:
+        user_id: as in ``evaluate``; so are ``label``, ``cutoff``, ``resamples`` and ``seed``.
+        scores: one or more times a probability for each row; shape (rows,) each. Usually one of each training seed.
+
+    Raises:
+        ValueError: as ``evaluate``.
+    """
+    users, labels, _ = _checked(user_id, label, scores[0])
+    names, index = np.unique(users, return_inverse=True)
+    scored = [_Scored.of(index, labels, _checked(users, labels, score)[2], cutoff=cutoff) for score in scores]
+    draws: dict[str, list[FloatArray]] = {name: [np.empty(0)] for name in METRICS}
     for weights in _user_weights(len(names), len(index), resamples, seed):
-        draws["auc"].append(order[0].auc(weights) - order[1].auc(weights))
-        draws["uauc"].append(_weighted_uauc(weights, user_gap))
-        draws["log_loss"].append((weights @ loss_gap) / (weights @ size))
-    values = {
-        "auc": auc(labels, first) - auc(labels, second),
-        "uauc": mean_auc(user_gap)[0],
-        "log_loss": log_loss(labels, first) - log_loss(labels, second),
-    }
-    return {name: _difference(values[name], np.concatenate([np.empty(0), *draws[name]])) for name in values}
+        each = [one.under(weights) for one in scored]
+        for name in METRICS:
+            draws[name].append(np.mean([found[name] for found in each], axis=0))
+    each_values = tuple(one.values for one in scored)
+    return Resampled(
+        values={name: math.fsum(values[name] for values in each_values) / len(scored) for name in METRICS},
+        each=each_values,
+        draws={name: np.concatenate(blocks) for name, blocks in draws.items()},
+    )
+
+
+def pooled_difference(system: Resampled, other: Resampled) -> dict[str, Difference]:
+    """Every metric of ``system`` minus that of ``other``: the mean over seeds of the paired differences.
+
+    Both come from ``resampled_mean`` over the same rows, labels, resamples and seed of resampling. A mean of
+    differences is the difference of the means, so the two may have unequally many seeds: what has no training has one.
+    Interval and p are those of ``paired_difference``: over users, and for these training seeds alone.
+
+    Raises:
+        ValueError: the two have not equally many resamples.
+    """
+    result = {}
+    for name in METRICS:
+        first, second = system.draws[name], other.draws[name]
+        if len(first) != len(second):
+            raise ValueError(
+                f"{len(first)} and {len(second)} resamples: they must be of the same rows and equally many"
+            )
+        result[name] = _difference(system.values[name] - other.values[name], first - second)
+    return result
 
 
 def _checked(

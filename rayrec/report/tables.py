@@ -27,7 +27,7 @@ METRIC_TITLES: Final[Mapping[str, str]] = {
 SLICE_TITLES: Final[Mapping[str, str]] = {"all": "All", "warm": "Warm", "cold": "Cold", "strict_cold": "Strict cold"}
 HEADLINE: Final = ("auc", "uauc", "log_loss", "accuracy", "f1", "f1_macro", "ece")
 PRECISION_RECALL: Final = ("precision", "recall", "f1", "precision_macro", "recall_macro", "f1_macro")
-_LOWER_IS_BETTER: Final = frozenset({"log_loss", "ece"})
+LOWER_IS_BETTER: Final = frozenset({"log_loss", "ece"})
 COMPARED: Final = ("auc", "uauc", "log_loss")
 _RESAMPLES, _SEED = 1000, 0  # of the paired differences, which the page computes itself
 
@@ -207,7 +207,7 @@ def _best(metrics: Mapping[str, SystemMetrics], titles: Mapping[str, str], part:
     finite = [value for value in values if math.isfinite(value)]
     if len(finite) < 2:
         return math.nan
-    return min(finite) if metric in _LOWER_IS_BETTER else max(finite)
+    return min(finite) if metric in LOWER_IS_BETTER else max(finite)
 
 
 def _long(

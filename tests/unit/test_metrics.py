@@ -4,6 +4,7 @@ import json
 import math
 import time
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,15 @@ import pytest
 from sklearn import metrics as reference
 
 from rayrec.data.columns import PREDICTIONS_SCHEMA
-from rayrec.metrics import METRICS, SLICES, evaluate, evaluate_slices, paired_difference
+from rayrec.metrics import (
+    METRICS,
+    SLICES,
+    evaluate,
+    evaluate_slices,
+    paired_difference,
+    pooled_difference,
+    resampled_mean,
+)
 from rayrec.metrics.pointwise import auc, ece_bin, from_sums, log_loss, uauc, user_auc, user_sums
 from rayrec.metrics.significance import _Ranking
 
@@ -238,3 +247,61 @@ def test_a_thousand_resamples_are_quick() -> None:
     start = time.perf_counter()
     evaluate(*arrays, resamples=1000)
     assert time.perf_counter() - start < 2
+
+
+def test_a_pooled_difference_equals_that_of_a_slow_loop() -> None:
+    """Mean over seeds of the differences of each seed's pair, users drawn one by one."""
+    user, label, score = rows(240, 14, seed=8, decimals=2)
+    generator = np.random.default_rng(5)
+    systems = [np.clip(score + generator.normal(0, 0.1, 240), 0, 1) for _ in range(3)]
+    others = [generator.random(240) for _ in range(3)]
+    names = np.unique(user)
+
+    def metrics(copies: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> list[float]:
+        groups = [np.flatnonzero(copies == copy) for copy in np.unique(copies)]
+        both = [group for group in groups if len(set(labels[group])) == 2]
+        return [
+            reference.roc_auc_score(labels, scores),
+            float(np.mean([reference.roc_auc_score(labels[group], scores[group]) for group in both])),
+            reference.log_loss(labels, scores),
+            reference.accuracy_score(labels, scores >= 0.4),
+            reference.f1_score(labels, scores >= 0.4),
+        ]
+
+    def difference(copies: npt.NDArray[Any], taken: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        each = [
+            np.subtract(metrics(copies, label[taken], one[taken]), metrics(copies, label[taken], other[taken]))
+            for one, other in zip(systems, others, strict=True)
+        ]
+        return np.mean(each, axis=0)
+
+    draws = []
+    for drawn in np.random.default_rng(4).integers(len(names), size=(50, len(names))):
+        parts = [np.flatnonzero(user == names[number]) for number in drawn]
+        copies = np.repeat(np.arange(len(parts)), [len(part) for part in parts])  # a user drawn twice counts as two
+        draws.append(difference(copies, np.concatenate(parts)))
+    first, second = (
+        resampled_mean(user, label, scores, cutoff=0.4, resamples=50, seed=4) for scores in (systems, others)
+    )
+    found = pooled_difference(first, second)
+    whole = difference(user, np.arange(240))
+    for name, value, column in zip(
+        ("auc", "uauc", "log_loss", "accuracy", "f1"), whole, np.array(draws).T, strict=True
+    ):
+        assert found[name].value == pytest.approx(value, abs=1e-12), name
+        assert found[name][1:3] == pytest.approx(np.percentile(column, [2.5, 97.5]), abs=1e-12), name
+        tail = min((column <= 0).sum(), (column >= 0).sum())
+        assert found[name].p == pytest.approx(min(1, 2 * (1 + tail) / 51)), name
+
+
+def test_one_seed_pools_to_the_paired_difference() -> None:
+    user, label, good = rows(600, 50, seed=2)
+    bad = np.random.default_rng(9).random(600)
+    pooled = pooled_difference(*(resampled_mean(user, label, [scores], resamples=60, seed=1) for scores in (good, bad)))
+    assert {name: pooled[name] for name in ("auc", "uauc", "log_loss")} == paired_difference(
+        user, label, good, bad, resamples=60, seed=1
+    )
+    twice = resampled_mean(user, label, [good, bad], resamples=60, seed=1)
+    assert [each["auc"] for each in twice.each] == [auc(label, good), auc(label, bad)]
+    with pytest.raises(ValueError, match="60 and 0 resamples"):
+        pooled_difference(twice, resampled_mean([1] * 600, label, [good], resamples=60))

@@ -1,0 +1,135 @@
+"""A pair: one system under one training seed, addressed by all that determines its predictions.
+
+Pairs share the store of their storage, so a stage that several need is trained once; and what a pair has scored is
+found again whatever the experiment is called in its file by then: title, order and other pairs do not count.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from rayrec import storage
+from rayrec.config import Config, fingerprint, identity
+from rayrec.experiment.settings import Experiment, needed_stages
+from rayrec.run import Run
+from rayrec.scoring import predictions_path
+from rayrec.stages import STAGES, SYSTEMS, StageName, SystemName
+from rayrec.store import Prepared, code_version, stage_jobs, store_folder
+from rayrec.training.job import StageJob
+
+_DIGITS = 16  # of a fingerprint, in the name of a folder
+_OF_TABLES = ("bootstrap", "cutoff")  # settings of the evaluation that change no prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One system and seed, its data prepared."""
+
+    title: str
+    system: SystemName
+    seed: int
+    run: Run  # its folder is the pair's own; its data is shared
+    content: Mapping[str, Any]  # all that determines the predictions
+    jobs: Mapping[StageName, StageJob]  # the stages that the system needs, in the order of training
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.content)
+
+    @property
+    def label(self) -> str:
+        """Title, and the seed where one counts."""
+        return f"{self.title}, seed {self.seed}" if self.jobs else self.title
+
+    @property
+    def is_finished(self) -> bool:
+        return storage.exists(self.predictions)
+
+    @property
+    def predictions(self) -> str:
+        """Where they lie (PREDICTIONS_SCHEMA)."""
+        return predictions_path(self.run, self.system)
+
+
+def experiment_folder(experiment: Experiment) -> str:
+    """``{storage}/{name}``."""
+    return storage.join(storage.absolute(experiment.base.storage), experiment.config.name)
+
+
+def data_folder(experiment: Experiment, config: Config) -> str:
+    """Prepared data in the store, shared by all pairs of equal data and tokenizer.
+
+    The base's seed is the data's: generated rows stay the same whatever seed trains on them, and so pairs compare.
+    """
+    what = {"data": config.data.model_dump(mode="json"), "seed": experiment.base.seed}
+    what |= {"backbone": list(config.backbone.sources)}  # its tokenizer cuts the prompts
+    return storage.join(store_folder(config), "data", fingerprint(what)[:_DIGITS])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Prepared data, and who reads it."""
+
+    data: Prepared
+    titles: list[str]
+    configs: list[Config]  # one a title
+    reads_text: bool
+
+
+def variants(experiment: Experiment) -> list[Variant]:
+    """All the prepared data that the experiment asks for, each once."""
+    readers: dict[str, list[str]] = {}
+    systems = experiment.config.systems
+    configs = {title: experiment.configuration(title, experiment.seeds(title)[0]) for title in systems}
+    for title, config in configs.items():
+        readers.setdefault(data_folder(experiment, config), []).append(title)
+    return [
+        Variant(
+            data=Prepared(folder),
+            titles=titles,
+            configs=[configs[title] for title in titles],
+            reads_text=any(_reads_text(systems[title].system) for title in titles),
+        )
+        for folder, titles in readers.items()
+    ]
+
+
+def _reads_text(system: SystemName) -> bool:
+    """The system or a stage that it needs reads prompts."""
+    reads = [SYSTEMS[system].reads, *(STAGES[stage].reads for stage in needed_stages(system))]
+    return any(stream is not None and stream.uses_backbone for stream in reads)
+
+
+def all_pairs(experiment: Experiment) -> list[Pair]:
+    """Every pair, seed by seed within a title; the data must be prepared.
+
+    Raises:
+        InputError: a part that a configuration names is not there.
+    """
+    return [_pair(experiment, title, seed) for title in experiment.config.systems for seed in experiment.seeds(title)]
+
+
+def _pair(experiment: Experiment, title: str, seed: int) -> Pair:
+    system = experiment.config.systems[title].system
+    config = experiment.configuration(title, seed)
+    data = data_folder(experiment, config)
+    jobs = stage_jobs(config, Prepared(data), store_folder(config))
+    needed = {stage: jobs[stage] for stage in needed_stages(system)}
+    content = _content(system, config, Prepared(data), list(needed.values()))
+    place = storage.join(experiment_folder(experiment), "pairs", fingerprint(content)[:_DIGITS])
+    run = Run(config, place=place, prepared=data)
+    return Pair(title=title, system=system, seed=seed, run=run, content=content, jobs=needed)
+
+
+def _content(system: SystemName, config: Config, data: Prepared, needed: list[StageJob]) -> dict[str, Any]:
+    """All that determines a pair's predictions. The last stage's fingerprint stands for the seed and its ancestors."""
+    content = identity(config)
+    del content["stages"], content["seed"]
+    content["evaluation"] = {key: value for key, value in content["evaluation"].items() if key not in _OF_TABLES}
+    return content | {
+        "system": system.value,
+        "trained": needed[-1].fingerprint if needed else None,
+        "files": data.content(prompts=_reads_text(system)),
+        "code": code_version(),
+    }

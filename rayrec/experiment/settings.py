@@ -1,0 +1,163 @@
+"""An experiment as its user writes it: base configuration, training seeds, systems under the titles of its tables."""
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from rayrec.config import STORE, Config, fingerprint, identity
+from rayrec.config.section import Section
+from rayrec.errors import InputError
+from rayrec.search.space import lineage
+from rayrec.settings import explain, load, override, read_tree, validate, with_values
+from rayrec.stages import SYSTEMS, StageName, SystemName
+
+# One value for all systems, or the tables would compare what cannot be compared.
+_COMMON = ("name", "seed", "storage", "evaluation.users", "evaluation.rows_per_user", "evaluation.cutoff")
+_COMMON += ("evaluation.bootstrap",)
+
+
+class SystemEntry(Section):
+    """A row of the tables."""
+
+    system: SystemName
+    set: Mapping[str, Any] = {}  # dotted path -> value, on top of the experiment's configuration
+
+
+class ExperimentConfig(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    base: str  # configuration file, from the experiment file's folder
+    set: Mapping[str, Any] = {}  # dotted path -> value, on top of the base
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)  # of training; the data is the base's
+    systems: Mapping[str, SystemEntry] = Field(min_length=1)  # title in the tables -> what it stands for
+    reference: str  # the title that the others are compared with
+
+
+class Experiment(Section):
+    """A checked experiment with its base configuration resolved."""
+
+    config: ExperimentConfig
+    base: Config
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the experiment's name stands for; systems and seeds may be changed and added."""
+        return {"base": identity(self.base)}
+
+    def seeds(self, title: str) -> tuple[int, ...]:
+        """Training seeds of a row of the tables: one where nothing is trained, for all would give the same."""
+        seeds = self.config.seeds
+        return seeds if is_trained(self.config.systems[title].system) else seeds[:1]
+
+    def configuration(self, title: str, seed: int) -> Config:
+        """The configuration of one system and seed.
+
+        Raises:
+            InputError: the values do not go together.
+        """
+        tree = with_values(self.base.model_dump(mode="json"), self.config.systems[title].set)
+        name = f"{self.config.name}-{self.slugs[title]}-{seed}"  # for trackers
+        return validate(tree | {"seed": seed, "name": name}, f"systems.{title}.set")
+
+    @cached_property
+    def slugs(self) -> dict[str, str]:
+        """Title -> the name of its folder; what is nothing without its special characters has a digest behind it."""
+        plain = {title: re.sub(r"[^a-z0-9.]+", "-", title.lower()).strip("-.") for title in self.config.systems}
+        alone = {slug for slug, count in Counter(plain.values()).items() if count == 1 and slug}
+        return {
+            title: slug if slug in alone else f"{slug or 'system'}-{fingerprint(title)[:8]}"
+            for title, slug in plain.items()
+        }
+
+
+def is_trained(system: SystemName) -> bool:
+    """Whether a stage leaves the system's parts; else it has no training seed."""
+    return SYSTEMS[system].after is not None
+
+
+def needed_stages(system: SystemName) -> tuple[StageName, ...]:
+    """Stages that a system needs, in the order of training."""
+    after = SYSTEMS[system].after
+    return () if after is None else lineage(after)
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read and check an experiment file; every configuration that comes of it is checked, too.
+
+    Raises:
+        InputError: the file, its base or a system cannot be used; one line says why.
+    """
+    origin = str(path)
+    for assignment in overrides:
+        if assignment.startswith("systems."):
+            raise InputError(f"--set {assignment}: titles may hold dots; change the systems in {origin}")
+    tree = override(read_tree(path), overrides, by_path=("set",))
+    _check_entries(tree.get("systems"), origin)
+    try:
+        config = ExperimentConfig.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{origin}: {explain(error, ExperimentConfig)}") from None
+    _check_names(config, origin)
+    plain = load(path.parent / config.base)
+    base = validate(with_values(plain.model_dump(mode="json"), config.set) | {"name": config.name}, f"{origin}: set")
+    experiment = Experiment(config=config, base=base)
+    _check_systems(experiment, origin)
+    return experiment
+
+
+def _check_entries(systems: Any, origin: str) -> None:
+    """One by one, so that a message names the title whatever characters it has."""
+    for title, entry in systems.items() if isinstance(systems, dict) else ():
+        try:
+            SystemEntry.model_validate(entry)
+        except ValidationError as error:
+            raise InputError(f"{origin}: systems.{title}: {explain(error, SystemEntry)}") from None
+
+
+def _check_names(config: ExperimentConfig, origin: str) -> None:
+    if config.name == STORE:
+        raise InputError(f"{origin}: name: {STORE!r} is the folder of stage results; choose another name")
+    if len(set(config.seeds)) < len(config.seeds):
+        raise InputError(f"{origin}: seeds: {list(config.seeds)} names a seed twice; leave one out")
+    if config.reference not in config.systems:
+        near = difflib.get_close_matches(config.reference, config.systems, n=1, cutoff=0.5)
+        mend = f"did you mean {near[0]!r}?" if near else f"titles: {', '.join(config.systems)}"
+        raise InputError(f"{origin}: reference: no system has the title {config.reference!r}; {mend}")
+    for title, entry in config.systems.items():
+        if not title.strip():
+            raise InputError(f"{origin}: systems: {title!r} is no title; write one that the tables can show")
+        for key in entry.set:
+            common = next((one for one in _COMMON if one == key or one.startswith(f"{key}.")), None)
+            if common is not None:
+                raise InputError(
+                    f"{origin}: systems.{title}.set.{key}: all systems share {common}; set it for the whole experiment"
+                )
+
+
+def _check_systems(experiment: Experiment, origin: str) -> None:
+    """Every configuration is one, and no two titles stand for the same results."""
+    known: dict[str, str] = {}
+    for title, entry in experiment.config.systems.items():
+        for seed in experiment.seeds(title):
+            try:
+                config = experiment.configuration(title, seed)
+            except InputError as error:
+                raise InputError(f"{origin}: {error}") from None
+        twin = known.setdefault(f"{entry.system}: {_read_by(config, entry.system)}", title)
+        if twin != title:
+            raise InputError(
+                f"{origin}: systems.{title}: comes to the same {entry.system} as {twin!r}; leave one of them out or set"
+                " something that this system reads"
+            )
+
+
+def _read_by(config: Config, system: SystemName) -> dict[str, Any]:
+    """The configuration without the stages that the system does not need."""
+    content = identity(config)
+    content["stages"] = {stage: content["stages"][stage] for stage in needed_stages(system)}
+    return content

@@ -1,0 +1,234 @@
+"""An experiment from its file to its tables. Pairs of system and seed run in order, one after another.
+
+The same command goes on where a killed one was; it tries again what failed and repeats nothing that is finished.
+"""
+
+import io
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from rayrec import __version__, storage
+from rayrec.binding import EXPERIMENT, bind, is_bound, package_versions
+from rayrec.data import columns as c
+from rayrec.data.rows import RowSource
+from rayrec.errors import InputError
+from rayrec.experiment.pairs import Pair, all_pairs, experiment_folder, variants
+from rayrec.experiment.results import Told, summarise
+from rayrec.experiment.settings import Experiment, needed_stages
+from rayrec.pipeline import quieten, train_run
+from rayrec.preparation import prepare_prompts, prepare_rows
+from rayrec.report import ExperimentReportData, write_experiment_report
+from rayrec.run import Run
+from rayrec.scoring import describe_sample, score_systems, test_sample
+from rayrec.stages import Stream
+from rayrec.training.cluster import check_fits, connected
+from rayrec.training.model import warn_of_slow_bf16
+from rayrec.training.parts import is_complete
+from rayrec.training.trackers import check_trackers
+
+RESULTS, PAIR = "results.json", "pair.json"
+_UNBOUND = {"name", "systems", "seeds", "reference"}  # what may change under one name
+_ROWS = [c.USER_ID, c.ITEM_ID, c.LABEL, c.IS_WARM, c.IS_STRICT_COLD]
+_REASON = 400  # characters of a reason
+
+
+class ExperimentError(RuntimeError):
+    """Some pairs failed; their reasons were printed and are in ``results.json``."""
+
+
+@dataclass
+class _Failures:
+    """What this call saw fail."""
+
+    pairs: dict[str, str] = field(default_factory=dict)  # fingerprint -> reason
+    stages: dict[str, str] = field(default_factory=dict)  # the same of a stage: who else needs it need not try
+
+
+def run_experiment(experiment: Experiment) -> None:
+    """Prepare the data, run every pair that has no predictions yet, write the tables.
+
+    Raises:
+        InputError: the name holds another experiment, the data cannot be prepared, or the systems' test rows differ.
+        ExperimentError: a pair failed; what the others gave is written.
+    """
+    quieten()
+    base, folder = experiment.base, experiment_folder(experiment)
+    systems = [entry.system for entry in experiment.config.systems.values()]
+    check_trackers(base.trackers)
+    warn_of_slow_bf16(base, {stage for system in systems for stage in needed_stages(system)})
+    print(f"rayrec {__version__}  experiment {experiment.config.name}  ->  {folder}", flush=True)
+    storage.check_writable(folder)
+    bound = is_bound(folder, EXPERIMENT, experiment.identity)
+    failures = _Failures()
+    if bound and is_prepared(experiment) and all(pair.is_finished for pair in all_pairs(experiment)):
+        print("all pairs are complete; nothing to train or score")
+    else:
+        with connected(base.cluster) as room:
+            _prepare(experiment, room)
+            if not bound:
+                bind(folder, EXPERIMENT, experiment.identity, {"name": experiment.config.name})
+            _run_pairs(all_pairs(experiment), failures)
+    pairs = all_pairs(experiment)
+    results = _write(experiment, pairs, failures, folder)
+    _print_result(results, folder)
+    failed = sum(not pair.is_finished for pair in pairs)
+    if failed:
+        raise ExperimentError(f"{failed} of {len(pairs)} pairs failed; the same command tries them again")
+
+
+def is_prepared(experiment: Experiment) -> bool:
+    """All data that the experiment needs is there."""
+    return all(
+        variant.data.is_complete and (variant.data.has_prompts or not variant.reads_text)
+        for variant in variants(experiment)
+    )
+
+
+def _prepare(experiment: Experiment, room: dict[str, float]) -> None:
+    """Every variant of the data once; prompts only where a system reads them."""
+    first: tuple[str, pd.DataFrame] | None = None
+    for variant in variants(experiment):
+        for config in variant.configs:
+            check_fits(config.cluster, room)
+        made = prepare_rows(variant.configs[0].model_copy(update={"seed": experiment.base.seed}), variant.data)
+        print(f"data  {'prepared' if made else 'prepared before'}: {variant.data.folder}", flush=True)
+        if variant.reads_text:
+            prepare_prompts(variant.configs[0], variant.data)
+        rows = _sampled_rows(Run(variant.configs[0], prepared=variant.data.folder))
+        first = first or (variant.titles[0], rows)
+        if not rows.equals(first[1]):
+            raise InputError(
+                f"systems.{variant.titles[0]}.set: its test rows are not those of {first[0]!r}, and only the same rows"
+                " can be compared; give all systems the same data, but for what prompts show of it"
+            )
+
+
+def _sampled_rows(run: Run) -> pd.DataFrame:
+    rows = RowSource(run.data.folder, "test", Stream.INTERACTIONS, run.facts.max_len).open()
+    frame: pd.DataFrame = rows.frame(test_sample(run)).to_pandas()[_ROWS]
+    return frame
+
+
+def _run_pairs(pairs: Sequence[Pair], failures: _Failures) -> None:
+    for number, pair in enumerate(pairs, 1):
+        if pair.is_finished:
+            print(f"pair {number} of {len(pairs)}  {pair.label}  complete before", flush=True)
+            continue
+        print(f"pair {number} of {len(pairs)}  {pair.label}", flush=True)
+        try:
+            _run_pair(pair, failures)
+        except Exception as error:  # whatever it is, it is told, and the other pairs go on
+            reason = _one_line(error)
+            failures.pairs[pair.fingerprint] = reason
+            print(f"failed  {pair.label}: {reason}", flush=True)
+
+
+def _run_pair(pair: Pair, failures: _Failures) -> None:
+    for job in pair.jobs.values():
+        if job.fingerprint in failures.stages:
+            raise RuntimeError(failures.stages[job.fingerprint])
+    storage.write_text(pair.run.path(PAIR), json.dumps(pair.content, indent=2) + "\n")
+    try:
+        train_run(pair.run, list(pair.jobs))
+    except Exception as error:
+        missing = next((job for job in pair.jobs.values() if not is_complete(job)), None)
+        if missing is not None:
+            failures.stages[missing.fingerprint] = _one_line(error)
+        raise
+    score_systems(pair.run, [pair.system])
+
+
+def _one_line(error: Exception) -> str:
+    """The last line: Ray's messages are whole tracebacks."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:_REASON]
+
+
+def _write(experiment: Experiment, pairs: Sequence[Pair], failures: _Failures, folder: str) -> dict[str, Any]:
+    """Predictions under their titles, ``results.json`` and the report; the same pairs give the same bytes."""
+    told = {}
+    for title in experiment.config.systems:
+        own = [pair for pair in pairs if pair.title == title]
+        contents = {pair.seed: storage.read_bytes(pair.predictions) for pair in own if pair.is_finished}
+        lost = {p.seed: failures.pairs.get(p.fingerprint, "not run") for p in own if not p.is_finished}
+        frames = {seed: pd.read_parquet(io.BytesIO(content)) for seed, content in contents.items()}
+        told[title] = Told(predictions=frames, failures=lost)
+        _replace(
+            storage.join(folder, "predictions", experiment.slugs[title]),
+            {f"{seed}.parquet": content for seed, content in contents.items()},
+        )
+    place = storage.join(folder, "predictions")
+    for name in set(storage.names(place)) - set(experiment.slugs.values()):  # of a title that is no more
+        storage.delete(storage.join(place, name))
+    results = summarise(experiment, told, describe_sample(pairs[0].run))
+    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    storage.write_text(storage.join(folder, RESULTS), text)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_experiment_report(_report(experiment, results), Path(scratch))
+        storage.upload(Path(scratch), storage.join(folder, "report"))
+    return results
+
+
+def _replace(folder: str, files: Mapping[str, bytes]) -> None:
+    """Make these the files of the folder."""
+    for name in set(storage.names(folder)) - set(files):
+        storage.delete(storage.join(folder, name))
+    for name, content in files.items():
+        storage.write_bytes(storage.join(folder, name), content)
+
+
+def _report(experiment: Experiment, results: Mapping[str, Any]) -> ExperimentReportData:
+    base = experiment.base.model_dump(mode="json", exclude_defaults=True)
+    return ExperimentReportData(
+        title=f"{experiment.config.name}: {experiment.base.data.dataset}",
+        results=results,
+        config_yaml=yaml.safe_dump(
+            {"base": base} | experiment.config.model_dump(mode="json", include=_UNBOUND),
+            sort_keys=False,
+            allow_unicode=True,
+        ),
+        versions=package_versions(),
+        notes=_notes(experiment),
+    )
+
+
+def _notes(experiment: Experiment) -> list[str]:
+    base = experiment.base
+    notes = [
+        "Intervals and p values are of a bootstrap over test users; they say nothing of training seeds other than those"
+        " that were run. The spread over seeds is their sample standard deviation.",
+        "Where nothing is trained, all seeds would give the same predictions: such a system was scored once and has no"
+        " spread.",
+        "p values are not corrected for how many systems and metrics are compared.",
+        "The checkpoint of each stage was chosen on validation AUC; the test rows were scored once, at the end.",
+        f"The backbone ran in {base.engine.precision}; its two answer logits are computed in fp32.",
+    ]
+    if base.data.dataset == "synthetic":
+        notes.insert(0, "The data is generated: these figures show that the machinery works and nothing else.")
+    return notes
+
+
+def _print_result(results: Mapping[str, Any], folder: str) -> None:
+    width = min(40, max(len(title) for title in results["systems"]))
+    print(f"{'':{width}}  {'AUC':>15}  {'UAUC':>15}  {'log loss':>15}  seeds")
+    for title, row in results["systems"].items():
+        metrics = row["slices"]["all"]["metrics"]
+        cells = "  ".join(f"{_cell(metrics.get(name)):>15}" for name in ("auc", "uauc", "log_loss"))
+        print(f"{title[:width]:{width}}  {cells}  {len(row['seeds'])}")
+    for title, row in results["systems"].items():
+        for seed, reason in row["failures"].items():
+            print(f"failed  {title}, seed {seed}: {reason}")
+    print(f"report  {storage.join(folder, 'report', 'index.html')}")
+
+
+def _cell(metric: Mapping[str, Any] | None) -> str:
+    if metric is None or metric["mean"] is None:
+        return "-"
+    return f"{metric['mean']:.4f}" + ("" if metric["sd"] is None else f" ± {metric['sd']:.4f}")

@@ -1,0 +1,66 @@
+"""The report of an experiment: one HTML file, its tables as CSV, Markdown and LaTeX."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayrec.report.experiment_tables import Results, experiment_tables
+from rayrec.report.page import write_page
+from rayrec.report.tables import pairs_table, records_table
+from rayrec.report.text_tables import latex_table, markdown_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentReportData:
+    """All that the page of an experiment shows."""
+
+    title: str
+    results: Results  # what ``results.json`` holds
+    config_yaml: str
+    versions: Mapping[str, str]  # package -> version
+    notes: Sequence[str]  # limits a reader must know
+
+
+def write_experiment_report(data: ExperimentReportData, folder: Path) -> Path:
+    """Writes ``folder/index.html`` and ``folder/tables/*.csv``, ``*.md`` and ``*.tex``; returns the page's path.
+
+    The same data gives the same bytes: no clock, no random ids.
+    """
+    made = experiment_tables(data.results)
+    described = [
+        records_table("systems", _systems(data.results), "What each title stands for: system and settings of its own."),
+        records_table("failures", _failures(data.results), "What gave no predictions, and why."),
+        pairs_table("versions", data.versions, "Packages that produced these numbers."),
+    ]
+    page = write_page(
+        folder,
+        "experiment.html.j2",
+        {},
+        {table.name: table for table in (*made, *described)},
+        data=data,
+        failed=bool(_failures(data.results)),
+    )
+    for table in made:
+        (folder / "tables" / f"{table.name}.md").write_text(markdown_table(table), encoding="utf-8")
+        (folder / "tables" / f"{table.name}.tex").write_text(latex_table(table), encoding="utf-8")
+    return page
+
+
+def _systems(results: Results) -> list[dict[str, Any]]:
+    return [
+        {
+            "title": title,
+            "system": system["system"],
+            "settings": ", ".join(f"{path}: {value}" for path, value in system["set"].items()),
+        }
+        for title, system in results["systems"].items()
+    ]
+
+
+def _failures(results: Results) -> list[dict[str, Any]]:
+    return [
+        {"title": title, "seed": seed, "reason": reason}
+        for title, system in results["systems"].items()
+        for seed, reason in system["failures"].items()
+    ]

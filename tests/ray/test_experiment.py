@@ -1,0 +1,95 @@
+"""An experiment as a person runs it: one system fails, is mended and tried again; nothing is trained twice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import processes
+import pytest
+import yaml
+from pages import assert_needs_no_network
+from sklearn.metrics import roc_auc_score
+
+pytestmark = pytest.mark.timeout(900)
+LR = "stages.pretrain_encoder.lr"
+FEW = {"epochs": 1, "steps_per_epoch": 3}
+TREE: dict[str, Any] = {
+    "name": "small",
+    "base": str(processes.ROOT / "configs" / "smoke.yaml"),
+    "set": {
+        "cluster.workers": 1,
+        "evaluation.users": 12,
+        **{f"stages.{stage}.{key}": value for stage in ("tune_lora", "tune_hybrid") for key, value in FEW.items()},
+        "stages.pretrain_encoder.epochs": 1,
+    },
+    "seeds": [0, 1],
+    "reference": "SASRec & co.",
+    "systems": {
+        "Diverging": {"system": "sasrec", "set": {LR: 1e30}},
+        "SASRec & co.": {"system": "sasrec"},
+        "Mapper only": {"system": "sasrecllm", "set": {"stages.tune_hybrid.trains": ["mapper"]}},
+    },
+}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def trained(store: Path) -> dict[str, int]:
+    """When each stage's log was last written."""
+    logs = store.glob("*/*/progress.jsonl")
+    return {log.parent.relative_to(store).as_posix(): log.stat().st_mtime_ns for log in logs}
+
+
+def test_a_failing_system_is_mended_and_nothing_is_trained_twice(job_env: dict[str, str], tmp_path: Path) -> None:
+    file, folder, store = tmp_path / "small.yaml", tmp_path / "small", tmp_path / "store"
+    tree = TREE | {"set": {**TREE["set"], "storage": str(tmp_path)}}
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))
+    command = processes.job("experiment", "--config", str(file))
+
+    first = processes.run(command, job_env, tmp_path / "first")
+    assert first.code == 1 and "2 of 6 pairs failed; the same command tries them again" in first.err
+    results = json.loads((folder / "results.json").read_text())
+    reasons = results["systems"]["Diverging"]["failures"]
+    assert list(reasons) == ["0", "1"] and all("use a lower rate" in reason for reason in reasons.values())
+    assert results["systems"]["Mapper only"]["seeds"] == [0, 1]
+    before = trained(store)
+    assert sorted(name.partition("/")[0] for name in before) == [
+        *["pretrain_encoder"] * 4,  # two of them diverged; the other two are below both other systems
+        *["tune_hybrid"] * 2,
+        *["tune_lora"] * 2,
+    ]
+    assert len([name for name in (store / "data").iterdir() if name.is_dir()]) == 1
+
+    tree["systems"] = TREE["systems"] | {"Diverging": {"system": "sasrec", "set": {LR: 1e-2}}}
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))
+    second = processes.run(command, job_env, tmp_path / "second").checked()
+    after = trained(store)
+    assert {name: after[name] for name in before} == before and len(after) == len(before) + 2
+    assert second.out.count("complete before") == 4
+    print(f"experiment: {first.seconds:.0f} s and, mended, {second.seconds:.0f} s")
+
+    whole = files(folder)
+    nowhere = job_env | {"RAY_ADDRESS": "127.0.0.1:1"}  # where connecting would fail
+    third = processes.run(command, nowhere, tmp_path / "third").checked()
+    assert "all pairs are complete; nothing to train or score" in third.out
+    assert files(folder) == whole and trained(store) == after
+
+    results = json.loads((folder / "results.json").read_text())
+    for title, slug in (("Diverging", "diverging"), ("SASRec & co.", "sasrec-co"), ("Mapper only", "mapper-only")):
+        frames = [pd.read_parquet(folder / "predictions" / slug / f"{seed}.parquet") for seed in (0, 1)]
+        assert frames[0].drop(columns="score").equals(frames[1].drop(columns="score"))
+        assert frames[0].user_id.nunique() == 12 and not frames[0].score.equals(frames[1].score)
+        found = results["systems"][title]["slices"]["all"]["metrics"]["auc"]["mean"]
+        assert found == pytest.approx(sum(roc_auc_score(frame.label, frame.score) for frame in frames) / 2, abs=1e-12)
+    assert r"SASRec \& co." in (folder / "report" / "tables" / "results.tex").read_text()
+    assert "SASRec &amp; co." in (folder / "report" / "index.html").read_text()
+    assert_needs_no_network((folder / "report" / "index.html").read_text())
+
+    plan = processes.run([*command, "--plan"], job_env, tmp_path / "plan").checked().out.splitlines()
+    assert len(plan) <= 24 and max(map(len, plan)) <= 100 + len(str(folder))
+    assert any("0 of 6 pairs, for which 0 stages are to be trained" in line for line in plan)
+    text = processes.run([*command, "--help"], job_env, tmp_path / "help").checked().out.splitlines()
+    assert len(text) <= 24 and max(map(len, text)) <= 100 and "--plan" in "\n".join(text)

@@ -1,0 +1,332 @@
+"""An experiment before and after its pairs run: what its file may say, and what is made of their predictions."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from sklearn import metrics as reference
+
+from rayrec import storage
+from rayrec.binding import EXPERIMENT, bind, is_bound
+from rayrec.data.columns import PREDICTIONS_SCHEMA
+from rayrec.errors import InputError
+from rayrec.experiment import study
+from rayrec.experiment.pairs import Pair, all_pairs, variants
+from rayrec.experiment.results import COMPARED, Told, summarise
+from rayrec.experiment.settings import Experiment, load_experiment
+from rayrec.report import ExperimentReportData, write_experiment_report
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAIN: dict[str, Any] = {
+    "name": "e",
+    "base": str(ROOT / "configs" / "smoke.yaml"),
+    "seeds": [0, 1],
+    "reference": "SASRec",
+    "systems": {
+        "Floor": {"system": "bias_floor"},
+        "SASRec": {"system": "sasrec"},
+        "MF": {"system": "sasrec", "set": {"encoder.kind": "mf"}},
+        "Mapper only": {"system": "sasrecllm", "set": {"stages.tune_hybrid.trains": ["mapper"]}},
+    },
+}
+
+
+def experiment(folder: Path, changes: Mapping[str, Any] = {}) -> Experiment:
+    path = folder / "e.yaml"
+    tree = PLAIN | {"set": {"storage": str(folder / "runs")}} | dict(changes)
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return load_experiment(path)
+
+
+def with_system(title: str, entry: Any) -> dict[str, Any]:
+    return {"systems": PLAIN["systems"] | {title: entry}}
+
+
+# ------------------------------------------------------------------------------------------------------------ its file
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_experiment_loads(path: Path) -> None:
+    found = load_experiment(path)
+    assert len(found.config.systems) >= 4 and found.config.name.startswith("experiment-")
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown key": ({"sytems": {}}, r"e\.yaml: unknown key 'sytems'; did you mean 'systems'\?"),
+    "unknown key of a system": (
+        with_system("MF [64].", {"system": "sasrec", "sets": {}}),
+        r"e\.yaml: systems\.MF \[64\]\.: unknown key 'sets'; did you mean 'set'\?",
+    ),
+    "no such system": (with_system("X", {"system": "sasrek"}), r"systems\.X: system: .*'sasrec'.*got 'sasrek'"),
+    "no system": (with_system("X", {"set": {}}), r"systems\.X: system: missing"),
+    "none at all": ({"systems": {}}, r"systems: .*at least 1 item"),
+    "no seed": ({"seeds": []}, r"seeds: .*at least 1 item"),
+    "a seed below zero": ({"seeds": [-1]}, r"seeds\.0: .*greater than or equal to 0"),
+    "a seed twice": ({"seeds": [1, 1]}, r"seeds: \[1, 1\] names a seed twice"),
+    "reference misspelt": ({"reference": "SASrec"}, r"no system has the title 'SASrec'; did you mean 'SASRec'\?"),
+    "reference missing": ({"reference": "?"}, r"reference: no system has the title '\?'; titles: Floor, SASRec, MF"),
+    "the store's name": ({"name": "store"}, r"name: 'store' is the folder of stage results"),
+    "unknown path of all": ({"set": {"encoder.widht": 8}}, r"e\.yaml: set: unknown key 'encoder\.widht'"),
+    "unknown path of one": (
+        with_system("X", {"system": "sasrec", "set": {"encoder.widht": 8}}),
+        r"e\.yaml: systems\.X\.set: unknown key 'encoder\.widht'; did you mean 'width'\?",
+    ),
+    "refused together": (
+        with_system("X", {"system": "sasrec", "set": {"encoder.heads": 5}}),
+        r"systems\.X\.set: encoder: width 32 is not divisible by heads 5",
+    ),
+    "a seed of its own": (
+        with_system("X", {"system": "sasrec", "set": {"seed": 3}}),
+        r"systems\.X\.set\.seed: all systems share seed; set it for the whole experiment",
+    ),
+    "other test rows": (
+        with_system("X", {"system": "icl", "set": {"evaluation": {"users": 3}}}),
+        r"systems\.X\.set\.evaluation: all systems share evaluation\.users",
+    ),
+    "the same twice": (
+        with_system("X", {"system": "sasrec", "set": {"stages.tune_lora.lr": 0.5}}),
+        r"systems\.X: comes to the same sasrec as 'SASRec'; leave one of them out",
+    ),
+    "a blank title": (with_system(" ", {"system": "icl"}), r"systems: ' ' is no title"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_one_line(case: str, tmp_path: Path) -> None:
+    changes, message = BAD[case]
+    with pytest.raises(InputError, match=message) as caught:
+        experiment(tmp_path, changes)
+    assert "\n" not in str(caught.value) and str(caught.value).startswith(str(tmp_path))
+
+
+def test_overrides(tmp_path: Path) -> None:
+    experiment(tmp_path)
+    found = load_experiment(tmp_path / "e.yaml", ["seeds=[3]", "set.encoder.width=16"])
+    assert found.config.seeds == (3,) and found.configuration("MF", 3).encoder.width == 16
+    with pytest.raises(InputError, match=r"--set systems\.MF\.set\.seed=1: titles may hold dots"):
+        load_experiment(tmp_path / "e.yaml", ["systems.MF.set.seed=1"])
+
+
+def test_every_pair_has_its_configuration(tmp_path: Path) -> None:
+    found = experiment(tmp_path)
+    assert [found.seeds(title) for title in found.config.systems] == [(0,), (0, 1), (0, 1), (0, 1)]
+    assert found.configuration("MF", 1).seed == 1 and found.configuration("MF", 1).encoder.kind == "mf"
+    assert found.configuration("SASRec", 1).encoder.kind == "sasrec"
+    assert found.configuration("Mapper only", 0).stages.tune_hybrid.trains == ("mapper",)
+
+
+def test_titles_have_folders_of_their_own(tmp_path: Path) -> None:
+    titles = ["SASRec", "A/b", "a b", "☃", "✓", "../x", "store", "Mapper only"]
+    entries = {
+        title: {"system": "sasrec", "set": {"stages.pretrain_encoder.lr": 1e-3 * (1 + i)}}
+        for i, title in enumerate(titles)
+    }
+    slugs = experiment(tmp_path, {"systems": entries}).slugs
+    assert len({slug.lower() for slug in slugs.values()}) == len(titles)
+    assert all(Path(slug).name == slug and slug.strip(".") for slug in slugs.values())
+    assert slugs["Mapper only"] == "mapper-only" and slugs["SASRec"] == "sasrec" and slugs["../x"] == "x"
+
+
+def test_a_name_stands_for_one_base_and_any_systems(tmp_path: Path) -> None:
+    folder = str(tmp_path / "runs" / "e")
+    bind(folder, EXPERIMENT, experiment(tmp_path).identity, {})
+    assert is_bound(
+        folder, EXPERIMENT, experiment(tmp_path, {"seeds": [4], **with_system("I", {"system": "icl"})}).identity
+    )
+    with pytest.raises(
+        InputError, match=r"the name 'e' already holds another configuration \(base\.encoder\.width: 32"
+    ):
+        is_bound(folder, EXPERIMENT, experiment(tmp_path, {"set": {"encoder.width": 16}}).identity)
+
+
+# ----------------------------------------------------------------------------------------------------------- its pairs
+
+
+def prepared(of: Experiment) -> None:
+    """As if its data were prepared."""
+    manifest = {"users": 2, "items": 3, "mean_liked_per_training_user": 2.4, "files": {"train.parquet": "a1"}}
+    manifest["splits"] = {split: {"rows": 9} for split in ("train", "valid", "test")}
+    for variant in variants(of):
+        storage.write_text(f"{variant.data.folder}/manifest.json", json.dumps(manifest))
+        storage.write_text(f"{variant.data.folder}/prompts/prompts.json", json.dumps({"files": {"train": "b2"}}))
+
+
+def addressed(of: Experiment) -> dict[tuple[str, int], Pair]:
+    prepared(of)
+    return {(pair.title, pair.seed): pair for pair in all_pairs(of)}
+
+
+def test_pairs_share_the_stages_and_the_data_that_they_have_in_common(tmp_path: Path) -> None:
+    of = experiment(tmp_path, with_system("Long", {"system": "icl", "set": {"data.history": 7}}))
+    assert [variant.titles for variant in variants(of)] == [["Floor", "SASRec", "MF", "Mapper only"], ["Long"]]
+    pairs = addressed(of)
+    assert len(pairs) == 1 + 2 + 2 + 2 + 1 and len({pair.run.folder for pair in pairs.values()}) == len(pairs)
+    names = {key: [stage.value for stage in pair.jobs] for key, pair in pairs.items()}
+    assert names["Floor", 0] == [] and names["MF", 0] == ["pretrain_encoder"]
+    assert names["Mapper only", 1] == ["pretrain_encoder", "tune_lora", "tune_hybrid"]
+    folders = {key: [job.folder for job in pair.jobs.values()] for key, pair in pairs.items()}
+    assert folders["Mapper only", 0][0] == folders["SASRec", 0][0] != folders["SASRec", 1][0]
+    assert folders["MF", 0][0] != folders["SASRec", 0][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "moved"),
+    [
+        ({}, set()),
+        ({"seeds": [1, 0], "reference": "MF", "name": "e2"}, set()),
+        ({"set": {"evaluation.bootstrap": 7, "evaluation.cutoff": 0.4, "cluster.workers": 1}}, set()),
+        ({"set": {"stages.tune_lora.lr": 0.5}}, {"Mapper only"}),
+        ({"set": {"stages.pretrain_encoder.lr": 0.5}}, {"SASRec", "MF", "Mapper only"}),
+        ({"set": {"evaluation.users": 7}}, {"Floor", "SASRec", "MF", "Mapper only"}),
+    ],
+    ids=["nothing", "how it is told", "how it is judged", "a later stage", "the first stage", "the rows"],
+)
+def test_a_pair_is_addressed_by_what_determines_it(changes: dict[str, Any], moved: set[str], tmp_path: Path) -> None:
+    before = addressed(experiment(tmp_path))
+    values = {"storage": str(tmp_path / "runs"), **changes.get("set", {})}
+    after = addressed(experiment(tmp_path, changes | {"set": values}))
+    common = before.keys() & after.keys()
+    assert {title for title, _ in common} >= {"SASRec", "MF", "Mapper only"}
+    found = {key[0] for key in common if before[key].fingerprint != after[key].fingerprint}
+    assert found == moved - ({"Floor"} if ("Floor", 0) not in common else set())
+
+
+# --------------------------------------------------------------------------------------------------------- its numbers
+
+
+def invented(of: Experiment, strength: Mapping[str, float]) -> dict[str, dict[int, pd.DataFrame]]:
+    """Predictions of the same rows; the stronger a title, the better."""
+    generator = np.random.default_rng(3)
+    user = np.sort(generator.integers(0, 60, 900))
+    taste = generator.normal(0, 1, 900)
+    columns = {"user_id": user, "item_id": generator.integers(1, 90, 900), "label": (taste > 0).astype(np.int8)}
+    warm = generator.random(900) < 0.7
+    slices = {"is_warm": warm, "is_strict_cold": ~warm & (generator.random(900) < 0.3)}
+    return {
+        title: {
+            seed: pd.DataFrame(
+                columns | {"score": 1 / (1 + np.exp(-strength[title] * taste - generator.normal(0, 1, 900)))} | slices
+            )[PREDICTIONS_SCHEMA.names]
+            for seed in of.seeds(title)
+        }
+        for title in of.config.systems
+    }
+
+
+STRENGTH = {"Floor": 0.1, "SASRec": 0.5, "MF": 0.52, "Mapper only": 1.5}
+
+
+def all_told(predictions: Mapping[str, Mapping[int, pd.DataFrame]]) -> dict[str, Told]:
+    return {title: Told(predictions=frames, failures={}) for title, frames in predictions.items()}
+
+
+def test_the_numbers_follow_from_the_predictions(tmp_path: Path) -> None:
+    of = experiment(tmp_path)
+    predictions = invented(of, STRENGTH)
+    results = summarise(of, all_told(predictions), "all of them")
+
+    def recomputed(frame: pd.DataFrame) -> dict[str, float]:
+        label, score = frame["label"], frame["score"]
+        users = [rows for _, rows in frame.groupby("user_id") if rows["label"].nunique() == 2]
+        return {
+            "auc": reference.roc_auc_score(label, score),
+            "uauc": np.mean([reference.roc_auc_score(rows["label"], rows["score"]) for rows in users]),
+            "log_loss": reference.log_loss(label, score),
+            "accuracy": reference.accuracy_score(label, score >= 0.5),
+            "f1": reference.f1_score(label, score >= 0.5),
+        }
+
+    sums = {}
+    for title, frames in predictions.items():
+        shown = results["systems"][title]
+        for part, chosen in (("all", lambda f: f), ("cold", lambda f: f[~f.is_warm])):
+            each = pd.DataFrame([recomputed(chosen(frame)) for frame in frames.values()])
+            for name in COMPARED:
+                found = shown["slices"][part]["metrics"][name]
+                assert found["mean"] == pytest.approx(each[name].mean(), abs=1e-12)
+                assert list(found["seeds"].values()) == pytest.approx(each[name].tolist(), abs=1e-12)
+                assert (found["sd"] is None) == (title == "Floor")
+                if len(each) > 1:
+                    assert found["sd"] == pytest.approx(each[name].std(), abs=1e-12)  # pandas divides by n - 1
+            sums[title, part] = each["auc"].mean() + each["uauc"].mean()
+    for title in predictions:
+        gain = sums[title, "all"] / sums["SASRec", "all"] - 1
+        assert results["systems"][title]["relative_improvement"] == pytest.approx(gain, abs=1e-12)
+    assert results["systems"]["SASRec"]["slices"]["all"]["minus_reference"] == {}
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+
+
+def test_only_a_clear_lead_is_the_best(tmp_path: Path) -> None:
+    of = experiment(tmp_path)
+    clear = summarise(of, all_told(invented(of, STRENGTH)), "")["best"]["all"]
+    assert {name: found["title"] for name, found in clear.items()} == dict.fromkeys(COMPARED, "Mapper only")
+    assert clear["auc"]["is_significant"] and clear["auc"]["difference"]["low"] > 0
+    assert clear["log_loss"]["is_significant"] and clear["log_loss"]["difference"]["high"] < 0
+    close = summarise(of, all_told(invented(of, STRENGTH | {"Mapper only": 0.5})), "")["best"]["all"]
+    assert not close["auc"]["is_significant"] and close["auc"]["difference"]["p"] >= 0.05
+
+
+def report(of: Experiment, results: Mapping[str, Any]) -> ExperimentReportData:
+    return ExperimentReportData(title="e", results=results, config_yaml="", versions={"rayrec": "1"}, notes=["One."])
+
+
+def test_bold_is_for_the_clear_lead(tmp_path: Path) -> None:
+    of = experiment(tmp_path)
+    for strength, bold in ((STRENGTH, True), (STRENGTH | {"Mapper only": 0.5}, False)):
+        results = summarise(of, all_told(invented(of, strength)), "")
+        write_experiment_report(report(of, results), tmp_path / str(bold))
+        text = (tmp_path / str(bold) / "tables" / "results.md").read_text()
+        auc = f"{results['systems']['Mapper only']['slices']['all']['metrics']['auc']['mean']:.4f}"
+        assert (f"| Mapper only | **{auc} ±" in text) is bold and (f"| Mapper only | {auc} ±" in text) is not bold
+
+
+def test_what_failed_is_told_and_the_rest_counts(tmp_path: Path) -> None:
+    of = experiment(tmp_path)
+    predictions = invented(of, STRENGTH)
+    told = all_told(predictions) | {
+        "MF": Told(predictions={1: predictions["MF"][1]}, failures={0: "the loss diverged"}),
+        "SASRec": Told(predictions={}, failures={0: "gone", 1: "gone"}),
+    }
+    results = summarise(of, told, "")
+    assert results["systems"]["MF"]["failures"] == {"0": "the loss diverged"}
+    mf = results["systems"]["MF"]["slices"]["all"]["metrics"]["auc"]
+    assert mf["sd"] is None and mf["mean"] == pytest.approx(
+        reference.roc_auc_score(predictions["MF"][1]["label"], predictions["MF"][1]["score"]), abs=1e-12
+    )
+    assert all(row["relative_improvement"] is None for row in results["systems"].values())  # the reference is gone
+    page = write_experiment_report(report(of, results), tmp_path / "report").read_text()
+    assert "the loss diverged" in page and ">1 of 2" in page and ">0 of 2" in page and "nan<" not in page
+
+
+def test_the_same_pairs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what belongs to a title that is no more goes."""
+    of = experiment(tmp_path)
+    pairs = list(addressed(of).values())
+    predictions = invented(of, STRENGTH)
+    for pair in pairs:
+        sink = io.BytesIO()
+        predictions[pair.title][pair.seed].to_parquet(sink, index=False)
+        storage.write_bytes(pair.predictions, sink.getvalue())
+    monkeypatch.setattr(study, "describe_sample", lambda run: "every row")
+    folder = tmp_path / "runs" / "e"
+
+    def written() -> dict[str, bytes]:
+        study._write(of, pairs, study._Failures(), str(folder))
+        files = {path for path in folder.rglob("*") if path.is_file() and "pairs" not in path.parts}
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+    first = written()
+    wanted = {
+        f"report/tables/{name}.{kind}" for name in ("results", "differences", "slices") for kind in ("csv", "md", "tex")
+    }
+    wanted |= {"predictions/floor/0.parquet", "predictions/mapper-only/1.parquet", "results.json", "report/index.html"}
+    assert wanted <= set(first)
+    storage.write_text(f"{folder}/predictions/old-title/0.parquet", "")
+    storage.write_text(f"{folder}/predictions/mf/9.parquet", "")
+    assert written() == first
