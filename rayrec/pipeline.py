@@ -157,13 +157,13 @@ def _print_result(run: Run) -> None:
     import json  # noqa: PLC0415
 
     metrics = json.loads(storage.read_text(run.path("metrics.json")))
-    print(f"{'':12}  {'AUC':>5} {'95% interval':>14}  {'UAUC':>5}  {'log loss':>8}")
+    print(f"{'':13}  {'AUC':>5} {'95% interval':>14}  {'UAUC':>5}  {'log loss':>8}")
     for system, title in titles(run.config.encoder.kind).items():
         shown = metrics[system]["all"]["metrics"]
         auc = shown["auc"]
         interval = f"{_cell(auc['low'])} - {_cell(auc['high'])}"
         values = (_cell(auc["value"]), interval, _cell(shown["uauc"]["value"]), _cell(shown["log_loss"]["value"]))
-        print("{:12}  {:>5} {:>14}  {:>5}  {:>8}".format(title, *values))
+        print("{:13}  {:>5} {:>14}  {:>5}  {:>8}".format(title, *values))
     print(f"report  {run.path('report', 'index.html')}")
 
 

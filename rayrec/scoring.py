@@ -21,9 +21,8 @@ from rayrec.data import columns as c
 from rayrec.data.blocks import calm_ray_data
 from rayrec.data.plan import Ids, sample_rows, scoring_batches
 from rayrec.data.rows import OpenRows, RowSource
-from rayrec.data.store import open_table
 from rayrec.errors import InputError
-from rayrec.models.baselines.bias import BiasFloor
+from rayrec.floors import floor_scores
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.run import Run
 from rayrec.stages import SYSTEMS, Part, Stream, SystemName, SystemSpec
@@ -76,7 +75,7 @@ def score_systems(run: Run, systems: Iterable[SystemName] = SYSTEMS) -> None:
     for system in open_systems:
         spec = SYSTEMS[system]
         if spec.reads is None:
-            _write_predictions(run, system, ids, _bias_scores(run, ids))
+            _write_predictions(run, system, ids, floor_scores(system, run.data.folder, ids))
         else:
             tasks[system] = _task(run, spec, spec.reads)
     if not tasks:
@@ -148,14 +147,6 @@ def _write_predictions(run: Run, system: SystemName, ids: Ids, scores: Scores) -
 
 def _rows(run: Run, stream: Stream) -> OpenRows:
     return RowSource(run.data.folder, "test", stream, run.facts.max_len).open()
-
-
-def _bias_scores(run: Run, ids: Ids) -> Scores:
-    floor = BiasFloor()
-    for block in open_table(storage.join(run.data.folder, "train.parquet")).to_batches():
-        floor.update(*(block[name].to_numpy() for name in (c.USER_ID, c.ITEM_ID, c.LABEL)))
-    rows = _rows(run, Stream.INTERACTIONS).frame(ids)
-    return floor.predict(rows[c.USER_ID].to_numpy(), rows[c.ITEM_ID].to_numpy())
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,8 @@ ENCODERS = MappingProxyType(
 
 class SystemName(Name):
     BIAS = "bias_floor"
+    MARKOV = "markov"
+    FEATURES = "feature_floor"
     ICL = "icl"
     TALLREC = "tallrec"
     SASREC = "sasrec"
@@ -120,12 +122,14 @@ class SystemSpec:
     title: str
     parts: frozenset[Part] = frozenset()
     after: StageName | None = None
-    reads: Stream | None = None  # None: no neural model at all
+    reads: Stream | None = None  # None: no neural model at all, `rayrec.floors`
 
 
 SYSTEMS = MappingProxyType(
     {
         SystemName.BIAS: SystemSpec(title="Bias floor"),
+        SystemName.MARKOV: SystemSpec(title="MC"),
+        SystemName.FEATURES: SystemSpec(title="Feature floor"),
         SystemName.ICL: SystemSpec(title="ICL", reads=Stream.TEXT_PROMPTS),
         SystemName.TALLREC: SystemSpec(
             title="TALLRec", parts=frozenset({Part.LORA}), after=StageName.TUNE_LORA, reads=Stream.TEXT_PROMPTS

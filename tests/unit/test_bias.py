@@ -1,10 +1,16 @@
 """The bias floor against the same formula written with pandas."""
 
+import os
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
+from rayrec.metrics.pointwise import auc, uauc
 from rayrec.models.baselines.bias import BiasFloor
 
 Ints = npt.NDArray[np.int64]
@@ -70,3 +76,37 @@ def test_refuses_what_it_cannot_know() -> None:
         BiasFloor().fit([0], [0], [1]).predict([0], [-1])
     with pytest.raises(ValueError):
         BiasFloor().fit([-1], [0], [1])
+
+
+def test_equals_a_loop_on_collm_files() -> None:
+    """CoLLM's MovieLens-1M: https://github.com/zyang1580/CoLLM, collm-datasets/ml-1m.zip."""
+    root = Path(os.environ.get("RAYREC_DATA_ROOT", Path(__file__).resolve().parents[3] / "shared" / "data"))
+    paths = [root / "collm-ml-1m" / f"{split}_ood2.pkl" for split in ("train", "valid")]
+    if not all(path.is_file() for path in paths):
+        pytest.skip(f"CoLLM's files are not in {paths[0].parent}; RAYREC_DATA_ROOT names the folder above it")
+    train, valid = (pd.read_pickle(path) for path in paths)
+    mean = sum(train.label) / len(train)
+    likes, rows = Counter(), Counter()
+    for user, item, label in zip(train.uid, train.iid, train.label, strict=True):
+        for key in (("user", user), ("item", item)):
+            likes[key] += label
+            rows[key] += 1
+
+    def rate(key: tuple[str, int]) -> float:
+        return (likes[key] + 5 * mean) / (rows[key] + 5)
+
+    wanted = [
+        min(max(rate(("user", user)) + rate(("item", item)) - mean, 1e-6), 1 - 1e-6)
+        for user, item in zip(valid.uid, valid.iid, strict=True)
+    ]
+    found = BiasFloor().fit(train.uid, train.iid, train.label).predict(valid.uid, valid.iid)
+    assert found == pytest.approx(wanted, abs=1e-12)
+    assert (auc(valid.label, found), uauc(valid.uid, valid.label, found)[0]) == pytest.approx(
+        (roc_auc_score(valid.label, wanted), by_user(valid, wanted)), abs=1e-6
+    )
+
+
+def by_user(rows: pd.DataFrame, scores: list[float]) -> float:
+    groups = rows.assign(score=scores).groupby("uid")
+    own = [roc_auc_score(mine.label, mine.score) for _, mine in groups if mine.label.nunique() == 2]
+    return sum(own) / len(own)

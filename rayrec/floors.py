@@ -1,0 +1,105 @@
+"""The systems without a neural model: fitted on the prepared training rows, in this process, block by block."""
+
+from collections.abc import Callable, Iterator
+from types import MappingProxyType
+from typing import Final, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rayrec.data import columns as c
+from rayrec.data.plan import Ids
+from rayrec.data.rows import HISTORY, RowSource
+from rayrec.data.store import open_table
+from rayrec.metrics.pointwise import auc, uauc
+from rayrec.models.baselines.bias import BiasFloor
+from rayrec.models.baselines.features import FeatureFloor, Rows
+from rayrec.models.baselines.markov import MarkovChain
+from rayrec.models.baselines.past import NEWEST, IntArray
+from rayrec.stages import Stream, SystemName
+
+_BLOCK_ROWS: Final = 65_536
+
+Scores = NDArray[np.float64]
+
+
+class Floor(Protocol):
+    """Fitted on the training rows, its settings chosen on the valid ones; then it scores any rows."""
+
+    def fit(self, train: Rows, valid: Rows, /) -> object: ...
+    def predict(self, rows: Rows, /) -> Scores: ...
+
+
+class PreparedRows:
+    """A prepared split with each row's newest liked items, read on demand."""
+
+    def __init__(self, folder: str, split: str) -> None:
+        self._rows = RowSource(folder, split, Stream.INTERACTIONS, NEWEST).open()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, indices: Ids, /) -> pa.Table:
+        return self._rows.frame(indices).append_column(HISTORY, self._rows.fetch(indices)[HISTORY])
+
+
+def floor_scores(system: SystemName, folder: str, ids: Ids) -> Scores:
+    """Scores of the test rows ``ids`` of the prepared data in ``folder``; shape (ids,)."""
+    floor = FLOORS[system](folder)
+    floor.fit(PreparedRows(folder, "train"), PreparedRows(folder, "valid"))
+    return floor.predict(PreparedRows(folder, "test").take(ids))
+
+
+class _Counted:
+    """A floor that counts how an item was liked by, or after, something else: one pass, nothing to choose."""
+
+    def __init__(self, model: BiasFloor | MarkovChain, given: Callable[[pa.Table], IntArray]) -> None:
+        self._model, self._given = model, given
+
+    def fit(self, train: Rows, valid: Rows, /) -> None:
+        for rows in _blocks(train):
+            self._model.update(self._given(rows), rows[c.ITEM_ID].to_numpy(), rows[c.LABEL].to_numpy())
+
+    def predict(self, rows: Rows, /) -> Scores:
+        return np.concatenate(
+            [self._model.predict(self._given(block), block[c.ITEM_ID].to_numpy()) for block in _blocks(rows)]
+        )
+
+
+def _users(rows: pa.Table) -> IntArray:
+    users: IntArray = rows[c.USER_ID].to_numpy()
+    return users
+
+
+def _last_liked(rows: pa.Table) -> IntArray:
+    """The newest item of each row's history, 0 for none."""
+    history = rows[HISTORY].combine_chunks()
+    liked = np.append(history.flatten().to_numpy(), 0)
+    lengths = pc.list_value_length(history).to_numpy()
+    return np.where(lengths > 0, liked[np.cumsum(lengths) - 1], 0)
+
+
+def _feature_floor(folder: str) -> FeatureFloor:
+    titles = open_table(f"{folder}/items.parquet")[c.TITLE].to_pylist()
+    return FeatureFloor(["", *titles], _auc_and_uauc)  # ids start at 1
+
+
+def _auc_and_uauc(users: IntArray, labels: IntArray, scores: Scores) -> float:
+    of_users, counted = uauc(users, labels, scores)
+    return auc(labels, scores) + (of_users if counted else 0.0)
+
+
+def _blocks(rows: Rows) -> Iterator[pa.Table]:
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        yield rows.take(np.arange(start, min(start + _BLOCK_ROWS, len(rows))))
+
+
+FLOORS: Final = MappingProxyType[SystemName, Callable[[str], Floor]](
+    {
+        SystemName.BIAS: lambda _: _Counted(BiasFloor(), _users),
+        SystemName.MARKOV: lambda _: _Counted(MarkovChain(), _last_liked),
+        SystemName.FEATURES: _feature_floor,
+    }
+)

@@ -1,0 +1,210 @@
+"""The feature floor: logistic regression on what counts, likenesses and factors tell of a user and an item.
+
+It is what a system must clear to have learned more than can be counted. A label must not be among the counts that
+describe its own row: so the training rows are cut by time into blocks, a row is described by what the blocks before its
+own tell (`past.Past`), and the first block only serves as the others' past. Valid and test rows are described by all
+training rows. Leaving out just the row itself would leak: the rest of a user's mean then tells the label.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from rayrec.models.baselines.past import Asked, IntArray, Past
+from rayrec.models.baselines.rates import FloatArray
+
+Ids = npt.NDArray[np.int64]  # positions of rows
+
+MOST_ROWS: Final = 200_000  # training rows that the regression is fitted to
+_CHUNK: Final = 8192  # rows described at a time
+_SEED: Final = 0  # of the sample above MOST_ROWS
+_YEAR: Final = re.compile(r"\(((?:18|19|20)\d\d)\)\s*$")
+
+Judge = Callable[[IntArray, IntArray, FloatArray], float]  # users, labels, scores -> how good the scores are
+
+
+class Rows(Protocol):
+    """Rows with the columns user_id, item_id, label, timestamp and history: a ``pa.Table``, or rows in a file."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Ids, /) -> pa.Table:
+        """The rows at these positions, in that order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One setting of the hyper-parameters."""
+
+    blocks: int  # of time, that the training rows are cut into
+    prior: float  # rows' worth of the mean that every user and item starts with
+    factors: int  # of the residuals' approximation
+    C: float  # inverse strength of the regression's penalty
+
+
+CANDIDATES: Final = tuple(
+    Candidate(blocks=blocks, prior=prior, factors=16, C=C)
+    for prior, blocks, C in itertools.product((5.0, 20.0), (10, 20), (1e-3, 1e-2, 1e-1))
+)
+
+
+class FeatureFloor:
+    """p(like) of a standardised logistic regression; the mean of the ``kept`` candidates best on the valid rows.
+
+    Memory: 17 bytes a training row, 164 for each of at most ``MOST_ROWS`` that the regression is fitted to (41 features
+    in float32), and a `Past` for each candidate kept, and one more while fitting.
+    """
+
+    def __init__(
+        self, titles: Sequence[str], judge: Judge, *, kept: int = 1, candidates: Sequence[Candidate] = CANDIDATES
+    ) -> None:
+        """Nothing is fitted yet.
+
+        Args:
+            titles: of all items by id; a release year is read off their ends.
+            judge: of a candidate's scores on the valid rows; more is better.
+            kept: how many candidates are averaged.
+            candidates: those with the same ``prior``, ``factors`` and ``blocks`` should be neighbours: they share work.
+        """
+        self._years = release_years(titles)
+        self._judge, self._most, self._candidates = judge, kept, candidates
+        self._kept: list[_Fitted] = []
+
+    @property
+    def chosen(self) -> list[Candidate]:
+        """The candidates kept, the best first."""
+        return [fitted.candidate for fitted in self._kept]
+
+    def fit(self, train: Rows, valid: Rows) -> "FeatureFloor":
+        """Fits every candidate to ``train`` and keeps those that do best on ``valid``.
+
+        Raises:
+            ValueError: an id is negative, or the training rows have one time only.
+        """
+        seen, judged = Seen.of(train), Seen.of(valid)
+        self._kept = []
+        for (prior, factors), alike in itertools.groupby(self._candidates, lambda one: (one.prior, one.factors)):
+            past = seen.past(len(train), self._years, prior=prior, factors=factors)
+            described = describe(past, valid, np.arange(len(valid)))
+            for blocks, group in itertools.groupby(alike, lambda one: one.blocks):
+                ids, features = training_features(train, seen, self._years, blocks, prior=prior, factors=factors)
+                for candidate in group:
+                    model = make_pipeline(StandardScaler(), LogisticRegression(C=candidate.C, max_iter=1000))
+                    model.fit(features, seen.labels[ids])
+                    score = self._judge(judged.users, judged.labels, model.predict_proba(described)[:, 1])
+                    self._keep(_Fitted(score, candidate, past, model))
+        return self
+
+    def predict(self, rows: Rows) -> FloatArray:
+        """Probability of a like for each row; shape (rows,).
+
+        Raises:
+            ValueError: nothing is fitted, or an id is negative.
+        """
+        if not self._kept:
+            raise ValueError("no training rows were seen; call fit first")
+        ids = np.arange(len(rows))
+        scores = [one.model.predict_proba(describe(one.past, rows, ids))[:, 1] for one in self._kept]
+        mean: FloatArray = np.mean(scores, axis=0)
+        return mean
+
+    def _keep(self, fitted: "_Fitted") -> None:
+        """Ties go to the candidate that came first."""
+        self._kept = sorted([*self._kept, fitted], key=lambda one: -one.score)[: self._most]
+
+
+def release_years(titles: Sequence[str]) -> FloatArray:
+    """The year that a title ends with in brackets, as "Heat (1995)"; NaN for none. Shape (titles,)."""
+    found = [_YEAR.search(title) for title in titles]
+    return np.array([float(match.group(1)) if match else np.nan for match in found])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The rows that are counted, without their histories; shape (rows,) each."""
+
+    users: IntArray
+    items: IntArray
+    labels: IntArray
+    times: IntArray
+
+    @classmethod
+    def of(cls, rows: Rows) -> "Seen":
+        """Reads them in chunks."""
+        names, types = ("user_id", "item_id", "label", "timestamp"), (np.int32, np.int32, np.int8, np.int64)
+        columns = [np.empty(len(rows), dtype) for dtype in types]
+        for ids in _chunks(np.arange(len(rows))):
+            chunk = rows.take(ids)
+            for name, column in zip(names, columns, strict=True):
+                column[ids] = chunk[name].to_numpy()
+        return cls(*columns)
+
+    def past(self, end: int, years: FloatArray, *, prior: float, factors: int) -> Past:
+        """What the first ``end`` rows tell."""
+        return Past(self.users[:end], self.items[:end], self.labels[:end], years, prior=prior, factors=factors)
+
+
+def training_features(
+    train: Rows, seen: Seen, years: FloatArray, blocks: int, *, prior: float, factors: int
+) -> tuple[Ids, npt.NDArray[np.float32]]:
+    """Positions of the training rows to fit to, and their features, each row's from the blocks before its own.
+
+    Above ``MOST_ROWS`` the newest blocks are taken, and of the oldest among them a seeded sample.
+
+    Raises:
+        ValueError: the rows are not in the order of time, or have one time only.
+    """
+    starts = block_starts(seen.times, blocks)
+    if len(starts) < 2:
+        raise ValueError(f"all {len(train)} training rows have the same time; features need rows that came before")
+    random, left = np.random.default_rng(_SEED), MOST_ROWS
+    found: list[tuple[Ids, npt.NDArray[np.float32]]] = []
+    for start, end in reversed(list(itertools.pairwise([*starts[1:], len(train)]))):
+        ids = np.arange(start, end)
+        if len(ids) > left:
+            ids = np.sort(random.choice(ids, left, replace=False))
+        if len(ids):
+            past = seen.past(start, years, prior=prior, factors=factors)
+            found.append((ids, describe(past, train, ids)))
+        left -= len(ids)
+    return np.concatenate([ids for ids, _ in found]), np.concatenate([features for _, features in found])
+
+
+def block_starts(times: IntArray, blocks: int) -> Ids:
+    """Where each block of about equal size begins; rows of one time are in one block, so there may be fewer.
+
+    Raises:
+        ValueError: ``times`` do not rise.
+    """
+    if (np.diff(times) < 0).any():
+        raise ValueError("the training rows are not in the order of time")
+    wanted = times[np.arange(blocks) * len(times) // blocks]
+    starts: Ids = np.unique(np.searchsorted(times, wanted))
+    return starts
+
+
+def describe(past: Past, rows: Rows, ids: Ids) -> npt.NDArray[np.float32]:
+    """The features of the rows ``ids``, shape (ids, features)."""
+    return np.concatenate([past.describe(Asked.of(rows.take(chunk))) for chunk in _chunks(ids)])
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    score: float
+    candidate: Candidate
+    past: Past
+    model: Pipeline
+
+
+def _chunks(ids: Ids) -> Iterator[Ids]:
+    for start in range(0, max(len(ids), 1), _CHUNK):
+        yield ids[start : start + _CHUNK]

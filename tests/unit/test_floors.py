@@ -1,0 +1,96 @@
+"""The systems without a neural model, out of a prepared folder: as their classes say of the same rows."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayrec import floors
+from rayrec.data import columns as c
+from rayrec.data.rows import HISTORY
+from rayrec.floors import FLOORS, floor_scores
+from rayrec.models.baselines.bias import BiasFloor
+from rayrec.models.baselines.features import FeatureFloor
+from rayrec.models.baselines.markov import MarkovChain
+from rayrec.stages import SYSTEMS, SystemName
+
+USERS, ITEMS, ROWS = 25, 18, 700
+TITLES = [f"Film ({1960 + i})" for i in range(1, ITEMS + 1)]
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, pd.DataFrame]:
+    """What is prepared in ``tmp_path/data``: split -> its rows, each with its history."""
+    monkeypatch.setenv("RAYREC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(floors, "_BLOCK_ROWS", 64)
+    generator = np.random.default_rng(2)
+    users, items = generator.integers(0, USERS, ROWS), generator.integers(1, ITEMS + 1, ROWS)
+    frame = pd.DataFrame({c.USER_ID: users, c.ITEM_ID: items, c.LABEL: generator.integers(0, 2, ROWS)})
+    frame[c.TIMESTAMP] = np.sort(generator.integers(10**9, 10**9 + 10**7, ROWS))
+    liked: dict[int, list[int]] = defaultdict(list)
+    histories = []
+    for user, item, label in zip(users.tolist(), items.tolist(), frame[c.LABEL], strict=True):
+        histories.append(list(liked[user]))
+        liked[user] += [item] * label
+    frame[HISTORY], frame[c.SEEN] = histories, [len(history) for history in histories]
+    stored = frame.assign(**{c.RATING: 0.0, c.IS_WARM: True, c.IS_STRICT_COLD: False})
+    splits = dict(zip(c.SPLITS, (slice(0, 500), slice(500, 600), slice(600, ROWS)), strict=True))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, part in splits.items():
+        kept = stored[part][c.ROWS_SCHEMA.names]
+        pq.write_table(pa.Table.from_pandas(kept, c.ROWS_SCHEMA, preserve_index=False), folder / f"{split}.parquet")
+    of_users = {c.USER_ID: range(USERS), c.SOURCE_ID: map(str, range(USERS)), c.LIKED: [liked[u] for u in range(USERS)]}
+    of_items = {c.ITEM_ID: range(1, ITEMS + 1), c.SOURCE_ID: map(str, range(ITEMS)), c.TITLE: TITLES}
+    for name, columns, schema in (("users", of_users, c.USERS_SCHEMA), ("items", of_items, c.ITEMS_SCHEMA)):
+        pq.write_table(
+            pa.table({key: list(value) for key, value in columns.items()}, schema), folder / f"{name}.parquet"
+        )
+    return {split: frame[part].reset_index(drop=True) for split, part in splits.items()}
+
+
+@pytest.fixture
+def ids() -> np.ndarray:
+    """A sample of the test rows."""
+    return np.arange(3, 100, 2)
+
+
+def last_liked(frame: pd.DataFrame) -> list[int]:
+    return [history[-1] if history else 0 for history in frame[HISTORY]]
+
+
+def test_every_system_without_a_model_is_a_floor() -> None:
+    assert set(FLOORS) == {system for system, spec in SYSTEMS.items() if spec.reads is None}
+
+
+def test_bias(rows: dict[str, pd.DataFrame], ids: np.ndarray, tmp_path: Path) -> None:
+    train, test = rows["train"], rows["test"].loc[ids]
+    wanted = BiasFloor().fit(train.user_id, train.item_id, train.label).predict(test.user_id, test.item_id)
+    assert np.array_equal(floor_scores(SystemName.BIAS, str(tmp_path / "data"), ids), wanted)
+
+
+def test_markov(rows: dict[str, pd.DataFrame], ids: np.ndarray, tmp_path: Path) -> None:
+    train, test = rows["train"], rows["test"].loc[ids]
+    model = MarkovChain().fit(last_liked(train), train.item_id, train.label)
+    wanted = model.predict(last_liked(test), test.item_id)
+    assert len(set(wanted)) > ITEMS  # transitions, not only the items' own rates
+    assert np.array_equal(floor_scores(SystemName.MARKOV, str(tmp_path / "data"), ids), wanted)
+
+
+def test_features(rows: dict[str, pd.DataFrame], ids: np.ndarray, tmp_path: Path) -> None:
+    tables = {split: pa.Table.from_pandas(frame, preserve_index=False) for split, frame in rows.items()}
+    model = FeatureFloor(["", *TITLES], floors._auc_and_uauc).fit(tables["train"], tables["valid"])
+    found = floor_scores(SystemName.FEATURES, str(tmp_path / "data"), ids)
+    assert found == pytest.approx(model.predict(tables["test"].take(ids)), abs=1e-9)
+    assert len(set(found)) == len(ids)
+
+
+def test_a_candidate_is_judged_by_both() -> None:
+    # Over all rows 2 of 3 pairs are in order, of user 0 the only one; user 1 has one class.
+    users, labels, scores = np.array([0, 0, 1, 1]), np.array([1, 0, 1, 1]), np.array([0.6, 0.5, 0.4, 0.9])
+    assert floors._auc_and_uauc(users, labels, scores) == pytest.approx(2 / 3 + 1)
+    assert floors._auc_and_uauc(np.arange(4), labels, scores) == pytest.approx(2 / 3)  # no user with both classes
