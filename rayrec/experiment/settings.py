@@ -18,8 +18,15 @@ from rayrec.settings import explain, load, override, read_tree, validate, with_v
 from rayrec.stages import SYSTEMS, StageName, SystemName
 
 # One value for all systems, or the tables would compare what cannot be compared.
-_COMMON = ("name", "seed", "storage", "evaluation.users", "evaluation.rows_per_user", "evaluation.cutoff")
-_COMMON += ("evaluation.bootstrap",)
+_COMMON = (
+    "name",
+    "seed",
+    "storage",
+    "evaluation.users",
+    "evaluation.rows_per_user",
+    "evaluation.cutoff",
+    "evaluation.bootstrap",
+)
 
 
 class SystemEntry(Section):
