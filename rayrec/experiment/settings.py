@@ -19,8 +19,13 @@ from rayrec.stages import SYSTEMS, StageName, SystemName
 
 # One value for all systems, or the tables would compare what cannot be compared.
 _COMMON = (
-    *("name", "seed", "storage"),
-    *(f"evaluation.{key}" for key in ("users", "rows_per_user", "cutoff", "bootstrap")),
+    "name",
+    "seed",
+    "storage",
+    "evaluation.users",
+    "evaluation.rows_per_user",
+    "evaluation.cutoff",
+    "evaluation.bootstrap",
 )
 
 

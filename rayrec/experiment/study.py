@@ -18,7 +18,7 @@ from rayrec import __version__, storage
 from rayrec.binding import EXPERIMENT, bind, is_bound, package_versions
 from rayrec.data import columns as c
 from rayrec.data.rows import RowSource
-from rayrec.errors import InputError
+from rayrec.errors import DivergedError, InputError
 from rayrec.experiment.pairs import Pair, all_pairs, experiment_folder, variants
 from rayrec.experiment.results import Told, summarise
 from rayrec.experiment.settings import Experiment, needed_stages
@@ -29,6 +29,7 @@ from rayrec.run import Run
 from rayrec.scoring import describe_sample, score_systems, test_sample
 from rayrec.stages import Stream
 from rayrec.training.cluster import check_fits, connected
+from rayrec.training.launch import StageError
 from rayrec.training.model import warn_of_slow_bf16
 from rayrec.training.parts import is_complete
 from rayrec.training.trackers import check_trackers
@@ -137,7 +138,7 @@ def _run_pair(pair: Pair, failures: _Failures) -> None:
     storage.write_text(pair.run.path(PAIR), json.dumps(pair.content, indent=2) + "\n")
     try:
         train_run(pair.run, list(pair.jobs))
-    except Exception as error:
+    except (DivergedError, StageError) as error:  # not what a look at the settings refused: no stage has failed then
         missing = next((job for job in pair.jobs.values() if not is_complete(job)), None)
         if missing is not None:
             failures.stages[missing.fingerprint] = _one_line(error)

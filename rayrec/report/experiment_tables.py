@@ -41,7 +41,8 @@ def _main_table(results: Results) -> Table:
         name="results",
         caption=f"Mean ± sample standard deviation over training seeds; without it: one seed, or nothing to train. "
         f"F1: of the class “like”, at a cutoff of {results['cutoff']:g}. Rel. Imp.: gain of AUC + UAUC over "
-        f"{results['reference']}. Δ: minus {results['reference']}, {_paired(results)}. {_bold()} {_sample(results)}",
+        f"“{results['reference']}”. Δ: minus “{results['reference']}”, {_paired(results)}. {_bold()} "
+        f"{_sample(results)}",
         header=("System", *(METRIC_TITLES[name] for name in MAIN), "Rel. Imp.", *tested, "Seeds"),
         rows=tuple(rows),
         csv=pd.DataFrame(records),
@@ -65,8 +66,8 @@ def _difference_table(results: Results) -> Table:
     header = ("System", *(text for name in MAIN for text in (f"Δ {METRIC_TITLES[name]}", "p")))
     return Table(
         name="differences",
-        caption=f"Each system minus {results['reference']}, {_paired(results)}, with 95% intervals. For log loss, less"
-        f" is better. {_sample(results)}",
+        caption=f"Each system minus “{results['reference']}”, {_paired(results)}, with 95% intervals. For log loss, "
+        f"less is better. {_sample(results)}",
         header=header,
         rows=tuple(rows),
         csv=pd.DataFrame(records),

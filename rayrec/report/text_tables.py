@@ -6,7 +6,7 @@ from typing import Final
 
 from rayrec.report.tables import Cell, Table
 
-_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]<>#|~&$!@:])")  # CommonMark, section 2.4; `|` is the table's own
+_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]<>|~&$])")  # CommonMark, section 2.4; `|` is the table's own
 # What TeX reads as more than itself: its special characters, the openings of optional arguments and the stars that
 # may follow \\, and characters that join with their neighbours into another.
 _LATEX: Final = {
@@ -34,6 +34,8 @@ _LATEX: Final = {
     "−": "$-$",
     "–": "--",
     "Δ": r"$\Delta$",
+    "“": r"{\textquotedblleft}",
+    "”": r"{\textquotedblright}",
 }
 
 

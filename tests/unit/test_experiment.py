@@ -15,12 +15,15 @@ from sklearn import metrics as reference
 from rayrec import storage
 from rayrec.binding import EXPERIMENT, bind, is_bound
 from rayrec.data.columns import PREDICTIONS_SCHEMA
-from rayrec.errors import InputError
+from rayrec.errors import DivergedError, InputError
 from rayrec.experiment import study
 from rayrec.experiment.pairs import Pair, all_pairs, variants
 from rayrec.experiment.results import COMPARED, Told, summarise
 from rayrec.experiment.settings import Experiment, load_experiment
 from rayrec.report import ExperimentReportData, write_experiment_report
+from rayrec.run import Run
+from rayrec.stages import StageName
+from rayrec.training.launch import StageError
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN: dict[str, Any] = {
@@ -195,6 +198,33 @@ def test_a_pair_is_addressed_by_what_determines_it(changes: dict[str, Any], move
     assert {title for title, _ in common} >= {"SASRec", "MF", "Mapper only"}
     found = {key[0] for key in common if before[key].fingerprint != after[key].fingerprint}
     assert found == moved - ({"Floor"} if ("Floor", 0) not in common else set())
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (InputError("stages.tune_hybrid.batch: too many rows"), 6),
+        (DivergedError("the loss is nan"), 4),
+        (StageError("out of memory"), 4),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_stage_that_failed_is_not_tried_by_the_next_pair(
+    error: Exception, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MF and SASRec have encoders of their own, the mapper has SASRec's. What settings alone refuse has not failed."""
+    pairs = [pair for pair in addressed(experiment(tmp_path)).values() if pair.jobs]
+    asked: list[str] = []
+
+    def fail(run: Run, stages: list[StageName]) -> None:
+        asked.append(run.folder)
+        raise error
+
+    monkeypatch.setattr(study, "train_run", fail)
+    failures = study._Failures()
+    study._run_pairs(pairs, failures)
+    assert len(pairs) == 6 and len(asked) == tries
+    assert failures.pairs == {pair.fingerprint: str(error) for pair in pairs}
 
 
 # --------------------------------------------------------------------------------------------------------- its numbers
