@@ -11,7 +11,7 @@ from rich.table import Table
 
 from rayrec import storage
 from rayrec.config import Config
-from rayrec.config.data import DATASET_SIZES, DataConfig
+from rayrec.config.data import DATASET_SIZES, DataConfig, SplitConfig
 from rayrec.data.datasets import open_dataset
 from rayrec.data.prompts import Answers, resolve_answers
 from rayrec.data.tokenise import load_tokenizer
@@ -210,22 +210,32 @@ def _expected(config: Config, problems: _Problems) -> tuple[DataFacts, str]:
         if data.sources is not None or data.dataset not in DATASET_SIZES:
             raise
         problems.found.append(str(error))
-        (rows, items), origin = DATASET_SIZES[data.dataset], "published"
+        count, items = DATASET_SIZES[data.dataset]
+        rows, origin = _shares(count, data.split), "published"
     facts = DataFacts(
         items=min(items, data.max_items or items),
         max_len=_GUESSED_MAX_LEN if wanted == "auto" else wanted,
-        rows={
-            "train": math.floor(rows * data.split.train),
-            "valid": math.floor(rows * data.split.valid),
-            "test": rows - math.floor(rows * (data.split.train + data.split.valid)),
-        },
+        rows=rows,
     )
     return facts, origin
 
 
-def _counted(data: DataConfig, seed: int) -> tuple[int, int]:
-    """Rows and items of the sources, in one pass."""
+def _counted(data: DataConfig, seed: int) -> tuple[dict[str, int], int]:
+    """Rows of each set and items of the sources, in one pass."""
     paths = [fetch(data.resolved_sources, what=f"dataset {data.dataset}")] if data.resolved_sources else []
     item_paths = [fetch(data.item_sources, what="item titles")] if data.item_sources else []
     raw = open_dataset(data, seed, [Path(p) for p in paths], item_paths)
-    return sum(table.num_rows for table in raw.interactions()), sum(table.num_rows for table in raw.items())
+    count = sum(table.num_rows for table in raw.interactions())
+    items = sum(table.num_rows for table in raw.items())
+    if raw.split is None:
+        return _shares(count, data.split), items
+    valid, test = raw.split.starts
+    return {"train": valid, "valid": test - valid, "test": count - test}, items
+
+
+def _shares(rows: int, split: SplitConfig) -> dict[str, int]:
+    return {
+        "train": math.floor(rows * split.train),
+        "valid": math.floor(rows * split.valid),
+        "test": rows - math.floor(rows * (split.train + split.valid)),
+    }
