@@ -13,7 +13,7 @@ from rich.table import Table
 
 from rayrec import storage
 from rayrec.config import Config
-from rayrec.config.data import DATASET_SIZES, DataConfig
+from rayrec.config.data import DATASET_SIZES, DataConfig, SplitConfig
 from rayrec.data.columns import USER_ID
 from rayrec.data.datasets import open_dataset
 from rayrec.data.prompts import Answers, resolve_answers
@@ -215,27 +215,36 @@ def _expected(config: Config, problems: _Problems) -> tuple[DataFacts, str]:
         if data.sources is not None or data.dataset not in DATASET_SIZES:
             raise
         problems.found.append(str(error))
-        (rows, items, users), origin = DATASET_SIZES[data.dataset], "published"
+        count, items, users = DATASET_SIZES[data.dataset]
+        rows, origin = _shares(count, data.split), "published"
     facts = DataFacts(
         users=min(users, data.max_users or users),
         items=min(items, data.max_items or items),
         max_len=_GUESSED_MAX_LEN if wanted == "auto" else wanted,
-        rows={
-            "train": math.floor(rows * data.split.train),
-            "valid": math.floor(rows * data.split.valid),
-            "test": rows - math.floor(rows * (data.split.train + data.split.valid)),
-        },
+        rows=rows,
     )
     return facts, origin
 
 
-def _counted(data: DataConfig, seed: int) -> tuple[int, int, int]:
-    """Rows, items and users of the sources, in one pass."""
+def _counted(data: DataConfig, seed: int) -> tuple[dict[str, int], int, int]:
+    """Rows of each set, items and users of the sources, in one pass."""
     paths = [fetch(data.resolved_sources, what=f"dataset {data.dataset}")] if data.resolved_sources else []
     item_paths = [fetch(data.item_sources, what="item titles")] if data.item_sources else []
     raw = open_dataset(data, seed, [Path(p) for p in paths], item_paths)
-    rows, users = 0, pa.array([], pa.string())
+    count, users = 0, pa.array([], pa.string())
     for table in raw.interactions():
-        rows += table.num_rows
+        count += table.num_rows
         users = pc.unique(pa.chunked_array([users, *table[USER_ID].chunks]))
-    return rows, sum(table.num_rows for table in raw.items()), len(users)
+    items = sum(table.num_rows for table in raw.items())
+    if raw.split is None:
+        return _shares(count, data.split), items, len(users)
+    valid, test = raw.split.starts
+    return {"train": valid, "valid": test - valid, "test": count - test}, items, len(users)
+
+
+def _shares(rows: int, split: SplitConfig) -> dict[str, int]:
+    return {
+        "train": math.floor(rows * split.train),
+        "valid": math.floor(rows * split.valid),
+        "test": rows - math.floor(rows * (split.train + split.valid)),
+    }

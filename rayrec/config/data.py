@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from rayrec.config.section import Section
 
-Dataset = Literal["ml-100k", "ml-1m", "table", "synthetic"]
+Dataset = Literal["ml-100k", "ml-1m", "table", "collm", "amazon-books", "synthetic"]
 
 # Tried in this order. The first needs only a package index; hashes are those of the archives.
 DATASET_SOURCES: Mapping[str, tuple[str, ...]] = {
@@ -21,6 +21,8 @@ DATASET_SOURCES: Mapping[str, tuple[str, ...]] = {
         "#sha256=a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
     ),
     "table": (),
+    "collm": (),
+    "amazon-books": (),
     "synthetic": (),
 }
 
@@ -44,6 +46,20 @@ class SplitConfig(Section):
             raise ValueError(
                 f"train {self.train} + valid {self.valid} leaves no test set; make them add up to less than 1"
             )
+        return self
+
+
+class SplitFilesConfig(Section):
+    """Which file of a dataset that comes split serves as which set."""
+
+    train: str = "train_ood2.pkl"
+    valid: str = "valid_ood2.pkl"
+    test: str = "test_ood2.pkl"
+
+    @model_validator(mode="after")
+    def _differ(self) -> "SplitFilesConfig":
+        if len({self.train, self.valid, self.test}) < 3:
+            raise ValueError("split_files: a file serves as two sets; name three different files")
         return self
 
 
@@ -72,16 +88,22 @@ class SyntheticConfig(Section):
     rows: PositiveInt = 4000
 
 
+# What `collm` brings with it, or would no longer be what its authors published.
+_GIVEN = ("split", "threshold", "rating_range", "max_users", "max_items")
+
+
 class DataConfig(Section):
     dataset: Dataset = "ml-100k"
     sources: tuple[str, ...] | None = None  # None: DATASET_SOURCES
-    item_sources: tuple[str, ...] = ()  # `table` only: where titles come from when the interactions have none
+    # `table`: where titles come from when the interactions have none. `amazon-books`: the file that lists the books.
+    item_sources: tuple[str, ...] = ()
     columns: ColumnMap = ColumnMap()
     item_columns: ItemColumnMap = ItemColumnMap()
     synthetic: SyntheticConfig = SyntheticConfig()
     rating_range: tuple[float, float] = (0.0, 5.0)
     threshold: float = 4.0  # a rating of at least this is a like
     split: SplitConfig = SplitConfig()
+    split_files: SplitFilesConfig = SplitFilesConfig()  # `collm` only
     history: PositiveInt = 10  # liked titles in a prompt
     max_users: PositiveInt | None = None  # after re-indexing by first appearance; None keeps all
     max_items: PositiveInt | None = None
@@ -90,8 +112,15 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> "DataConfig":
-        if self.dataset == "table" and not self.sources:
-            raise ValueError("dataset 'table' needs data.sources: the path or URI of your interactions file")
+        if self.dataset != "synthetic" and not self.resolved_sources:
+            what = "folder" if self.dataset == "collm" else "interactions file"
+            raise ValueError(f"dataset {self.dataset!r} needs data.sources: the path or URI of your {what}")
+        if self.dataset == "collm":
+            for key in _GIVEN:
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: dataset 'collm' comes split, labelled and whole; leave data.{key} out")
+        elif self.split_files != SplitFilesConfig():
+            raise ValueError(f"split_files: dataset {self.dataset!r} is split by time; leave data.split_files out")
         low, high = self.rating_range
         if not low < self.threshold <= high:
             raise ValueError(f"threshold {self.threshold} must lie inside rating_range ({low}, {high}]")

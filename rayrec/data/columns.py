@@ -16,6 +16,9 @@ LABEL: Final = "label"
 TIMESTAMP: Final = "timestamp"
 ROW: Final = "row"
 SEEN: Final = "seen"
+HISTORY: Final = "history"
+REPEATED: Final = "repeated"
+CUT_SHORT: Final = "cut_short"
 IS_WARM: Final = "is_warm"
 IS_STRICT_COLD: Final = "is_strict_cold"
 LIKED: Final = "liked"
@@ -43,6 +46,14 @@ RAW_SCHEMA: Final = pa.schema(
         (ROW, pa.int64()),  # position in the file: breaks ties in time
     ]
 )
+# Of a dataset that comes split and labelled: its RATING is the label, 0 or 1.
+GIVEN_SCHEMA: Final = pa.schema(
+    [
+        *RAW_SCHEMA,
+        (HISTORY, pa.list_(pa.string())),  # liked items before the row, oldest first
+        (IS_WARM, pa.bool_()),  # null where the file does not say
+    ]
+)
 RAW_ITEM_SCHEMA: Final = pa.schema([(ITEM_ID, pa.string()), (TITLE, pa.string())])
 
 ROWS_SCHEMA: Final = pa.schema(
@@ -50,10 +61,10 @@ ROWS_SCHEMA: Final = pa.schema(
         (USER_ID, pa.int32()),
         (ITEM_ID, pa.int32()),
         (RATING, pa.float32()),
-        (LABEL, pa.int8()),  # 1: rating >= threshold
+        (LABEL, pa.int8()),  # 1: rating >= threshold, or the label that came with the row
         (TIMESTAMP, pa.int64()),
         (SEEN, pa.int32()),  # liked items of this user strictly before this row
-        (IS_WARM, pa.bool_()),  # user and item both have more than `warm_over` training rows
+        (IS_WARM, pa.bool_()),  # as the file says; else: user and item both have more than `warm_over` training rows
         (IS_STRICT_COLD, pa.bool_()),  # neither user nor item occurs in training
     ]
 )

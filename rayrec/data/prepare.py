@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 
+from rayrec.cache import file_sha256
 from rayrec.config.data import DataConfig, SplitConfig
 from rayrec.data.blocks import calm_ray_data, input_error, map_blocks, read, tables
 from rayrec.data.columns import (
@@ -36,9 +37,10 @@ from rayrec.data.columns import (
     USER_ID,
     USERS_SCHEMA,
 )
-from rayrec.data.datasets import RawDataset, file_sha256
+from rayrec.data.datasets import GivenSplit, RawDataset
 from rayrec.data.histories import (
     BUCKET,
+    Bounds,
     Tally,
     Training,
     Vocabulary,
@@ -46,6 +48,7 @@ from rayrec.data.histories import (
     annotate,
     cut,
     encode,
+    given_histories,
     liked_of_users,
 )
 from rayrec.data.survey import Rule, Survey, fold_titles, sightings
@@ -64,8 +67,8 @@ def prepare(data: DataConfig, raw: RawDataset, folder: Path) -> Manifest:
     The work happens in ``<folder>.partial``, which is renamed at the end: ``folder`` is there complete or not at all.
 
     Returns:
-        The manifest: sources and files with their sha256, counts after every step, split times in seconds, counts of
-        every split.
+        The manifest: sources and files with their sha256, counts after every step, split times in seconds or the file
+        of each set, counts of every split.
 
     Raises:
         InputError: a source is wrong, nothing is left, a set lacks likes or dislikes, or ``folder`` is not empty.
@@ -97,19 +100,21 @@ def _prepare(data: DataConfig, raw: RawDataset, folder: Path) -> Manifest:
         drops = ", ".join(f"{step['step']}: {step['dropped']}" for step in steps[1:])
         raise InputError(f"dataset {raw.name}: none of {steps[0]['rows']} rows is left ({drops}); check data.sources")
 
-    histories = _histories(rows, Vocabulary(users, items, math.ceil(steps[-1]["rows"] / BUCKET_ROWS)), data.threshold)
-    count = histories.count()
-    repeats = {"step": "drop exact repeats", "rows": count, "users": len(users), "items": len(items)}
-    steps.append({**repeats, "dropped": steps[-1]["rows"] - count})
+    vocabulary = Vocabulary(users, items, math.ceil(steps[-1]["rows"] / BUCKET_ROWS))
+    histories = _histories(rows, vocabulary, data, raw.split)
+    if raw.split is None:
+        count = histories.count()
+        repeats = {"step": "drop exact repeats", "rows": count, "users": len(users), "items": len(items)}
+        steps.append({**repeats, "dropped": steps[-1]["rows"] - count})
 
     _write_parquet(folder / "users.parquet", _user_tables(histories, users), USERS_SCHEMA)
     untitled = _write_items(folder / "items.parquet", items, titles)
-    ordered = histories.drop_columns([LIKED]).sort([TIMESTAMP, ROW]).materialize()
+    order = [TIMESTAMP, ROW] if raw.split is None else [ROW]
+    ordered = histories.drop_columns([LIKED]).sort(order).materialize()
     del histories, rows
-    times = _split_times(tables(ordered), count, data.split)
-    training = _training(ordered, times[0], len(users), len(items), data.warm_over)
-    named = dict(zip(("t_valid", "t_test"), times, strict=True))
-    splits = _write_splits(folder, map_blocks(ordered, annotate, training), times, len(users), len(items))
+    bounds, split = _bounds(ordered, steps[-1]["rows"], data.split, raw.split)
+    training = _training(ordered, bounds, len(users), len(items), data.warm_over)
+    splits = _write_splits(folder, map_blocks(ordered, annotate, training), bounds, len(users), len(items))
     return {
         "dataset": raw.name,
         "sources": dict(raw.sha256),
@@ -117,7 +122,7 @@ def _prepare(data: DataConfig, raw: RawDataset, folder: Path) -> Manifest:
         "users": len(users),
         "items": len(items),
         "untitled": untitled,
-        "split": {**named, "iso": {name: _iso(time) for name, time in named.items()}},
+        "split": split,
         "splits": splits,
         "mean_liked_per_training_user": splits["train"]["likes"] / splits["train"]["users"],
         "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
@@ -134,10 +139,15 @@ def _survey(rows: ray.data.Dataset, data: DataConfig, known: pa.Array) -> Survey
     return Survey(tables(map_blocks(rows, sightings, rule)), reduced=True)
 
 
-def _histories(raw_rows: ray.data.Dataset, vocabulary: Vocabulary, threshold: float) -> ray.data.Dataset:
+def _histories(
+    raw_rows: ray.data.Dataset, vocabulary: Vocabulary, data: DataConfig, given: GivenSplit | None
+) -> ray.data.Dataset:
     """The one shuffle by user. Whole buckets of users go to a task, since a call for each user would be slow."""
+    of_bucket: Callable[[pa.Table], pa.Table] = (
+        partial(add_histories, threshold=data.threshold) if given is None else partial(given_histories, split=given)
+    )
     buckets = map_blocks(raw_rows, encode, vocabulary).groupby(BUCKET, num_partitions=vocabulary.buckets)
-    histories = buckets.map_groups(partial(add_histories, threshold=threshold), batch_format="pyarrow")
+    histories = buckets.map_groups(of_bucket, batch_format="pyarrow")
     materialized: ray.data.Dataset = histories.materialize()  # for two readers
     return materialized
 
@@ -157,6 +167,17 @@ def _write_items(path: Path, sources: pa.Array, titles: pa.Table) -> int:
     return int(found.null_count)
 
 
+def _bounds(
+    ordered: ray.data.Dataset, rows: int, split: SplitConfig, given: GivenSplit | None
+) -> tuple[Bounds, Manifest]:
+    """Where valid and test begin, and what the manifest says of it: times, or the files of each set."""
+    if given is not None:
+        return Bounds(ROW, given.starts), dict(given.names())
+    times = _split_times(tables(ordered), rows, split)
+    named = dict(zip(("t_valid", "t_test"), times, strict=True))
+    return Bounds(TIMESTAMP, times), {**named, "iso": {name: _iso(time) for name, time in named.items()}}
+
+
 def _split_times(blocks: Iterable[pa.Table], rows: int, split: SplitConfig) -> tuple[int, int]:
     """Timestamps at the positions where valid and test begin, from the rows in the order of time."""
     # Rounded first: .7 + .1 is a little less than .8.
@@ -170,22 +191,22 @@ def _split_times(blocks: Iterable[pa.Table], rows: int, split: SplitConfig) -> t
     return times[0], times[1]
 
 
-def _training(ordered: ray.data.Dataset, end: int, users: int, items: int, warm_over: int) -> Training:
-    """Training rows of every user and item; training ends before the time ``end``."""
+def _training(ordered: ray.data.Dataset, bounds: Bounds, users: int, items: int, warm_over: int) -> Training:
+    """Training rows of every user and item."""
     training = Training(np.zeros(users, np.int64), np.zeros(items + 1, np.int64), warm_over)
     for block in tables(ordered):
-        rows = block.filter(pc.less(block[TIMESTAMP], end))
+        rows = block.filter(pc.less(block[bounds.key], bounds.starts[0]))
         for counts, name in ((training.users, USER_ID), (training.items, ITEM_ID)):
             np.add(counts, np.bincount(rows[name].to_numpy(), minlength=len(counts)), out=counts)
     return training
 
 
 def _write_splits(
-    folder: Path, rows: ray.data.Dataset, times: tuple[int, int], users: int, items: int
+    folder: Path, rows: ray.data.Dataset, bounds: Bounds, users: int, items: int
 ) -> dict[str, dict[str, Any]]:
-    """One pass over the rows in the order of time, file after file; returns the counts of each set."""
+    """One pass over the rows in the order of the bounds' key, file after file; returns the counts of each set."""
     tallies = {split: Tally(users, items) for split in SPLITS}
-    pieces = itertools.chain.from_iterable(cut(block, times) for block in tables(rows))
+    pieces = itertools.chain.from_iterable(cut(block, bounds) for block in tables(rows))
     for split, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
         counted = (tallies[split].count(piece) for _, piece in group)
         _write_parquet(folder / f"{split}.parquet", counted, ROWS_SCHEMA)
@@ -195,7 +216,7 @@ def _write_splits(
         if not counts["likes"] or not dislikes:
             raise InputError(
                 f"the {split} set has {counts['likes']} likes and {dislikes} dislikes and needs some of both; "
-                "choose another data.split or data.threshold"
+                "choose another data.split, data.split_files or data.threshold"
             )
     return splits
 

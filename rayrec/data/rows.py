@@ -13,7 +13,7 @@ from rayrec.data.plan import Ids
 from rayrec.data.store import open_table
 from rayrec.stages import Stream
 
-HISTORY = "history"  # column of a fetched table: list<int32>, oldest first
+HISTORY = c.HISTORY  # of a fetched table: list<int32>, oldest first
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import difflib
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from rayrec.data.columns import CUT_SHORT
 from rayrec.errors import InputError
 
 BLOCK_ROWS = 65_536
@@ -152,36 +154,50 @@ class Lines:
 
 @dataclass(frozen=True)
 class Delimited:
-    """CSV or TSV in UTF-8 with a header line; fields may be quoted and then hold delimiters and line ends."""
+    """CSV or TSV in UTF-8 with a header line; fields may be quoted and then hold delimiters and line ends.
+
+    With ``may_be_cut`` the file may end in the middle of its last row: if fields are missing there, that row comes as
+    nulls, and a column CUT_SHORT says so. A row that is cut in its last field has all the others and stays.
+    """
 
     path: Path
     delimiter: str
+    may_be_cut: bool = False
 
     def columns(self) -> list[str]:
         with self._explained():
-            return list(self._open({}).schema.names)
+            return list(self._open({}, self._end()).schema.names)
 
     def blocks(self, names: Sequence[str]) -> Iterator[pa.Table]:
         as_text = dict.fromkeys(names, pa.string())
+        end = self._end()
         with self._explained():
-            for batch in self._open({"include_columns": list(names), "column_types": as_text}):
-                yield pa.Table.from_batches([batch])
+            for batch in self._open({"include_columns": list(names), "column_types": as_text}, end):
+                block = pa.Table.from_batches([batch])
+                yield block.append_column(CUT_SHORT, pa.repeat(False, len(block))) if end else block
+        if end and end.is_cut:
+            yield pa.table({**{name: pa.nulls(1, pa.string()) for name in names}, CUT_SHORT: [True]})
 
     def where(self, row: int) -> str:
         return f"line {next(itertools.islice(self._records(), row + 1, None))[0]}"
 
-    def _open(self, convert: dict[str, object]) -> pa.csv.CSVStreamingReader:
+    def _end(self) -> "_End | None":
+        return _End(self.path) if self.may_be_cut else None
+
+    def _open(self, convert: dict[str, object], end: "_End | None") -> pa.csv.CSVStreamingReader:
         return pa.csv.open_csv(
-            self.path,
+            end.stream() if end else self.path,
             # One thread: the streaming reader keeps the order either way, and the cores belong to Ray's tasks.
             read_options=pa.csv.ReadOptions(block_size=CSV_BLOCK_BYTES, use_threads=False),
-            parse_options=pa.csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True),
+            parse_options=pa.csv.ParseOptions(
+                delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=end.judge if end else None
+            ),
             convert_options=pa.csv.ConvertOptions(strings_can_be_null=False, **convert),
         )
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """(first line, fields) of the header and of every row that is not blank: slow, for errors only."""
-        with self.path.open(encoding="utf-8-sig", newline="") as file:
+        with self.path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             reader, line = csv.reader(file, delimiter=self.delimiter), 1
             for fields in reader:
                 if fields:
@@ -205,6 +221,41 @@ class Delimited:
             if len(fields) != width:
                 return _wrong_width(self.path, f"line {line}", len(fields), width)
         return InputError(f"{self.path}: not readable as {self.path.suffix[1:].upper()}: {error}")
+
+
+class _End:
+    """The end of a file that may be cut anywhere, even within a character."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._size = path, _whole_characters(path)
+        self.is_cut = False  # in the middle of a row; known once all rows have been read
+
+    def stream(self) -> pa.NativeFile:
+        """The file up to its last whole character."""
+        return pa.OSFile(str(self._path)).get_stream(0, self._size)
+
+    def judge(self, row: pa.csv.InvalidRow) -> str:
+        """Whether Arrow is to ``skip`` a row of another width than the header's, or to raise an ``error``."""
+        content = f"\n{row.text}".encode()
+        with self._path.open("rb") as file:
+            file.seek(max(0, self._size - len(content)))
+            is_last = file.read(len(content)) == content
+        if self.is_cut or not is_last or row.actual_columns >= row.expected_columns:
+            return "error"
+        self.is_cut = True
+        return "skip"
+
+
+def _whole_characters(path: Path) -> int:
+    """Bytes of a UTF-8 file without the first bytes of a character that its end cuts."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 3))
+        tail = file.read()
+    for count, byte in enumerate(reversed(tail), start=1):
+        if byte >= 0b1100_0000:  # the first of a character of 2, 3 or 4 bytes
+            return size - count if count < 2 + (byte >= 0b1110_0000) + (byte >= 0b1111_0000) else size
+    return size
 
 
 @dataclass(frozen=True)

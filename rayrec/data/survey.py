@@ -11,11 +11,27 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayrec.data.columns import ITEM_ID, RATING, ROW, SOURCE_ID, TIMESTAMP, TITLE, USER_ID
+from rayrec.data.columns import (
+    CUT_SHORT,
+    HISTORY,
+    ITEM_ID,
+    RATING,
+    ROW,
+    SOURCE_ID,
+    TIMESTAMP,
+    TITLE,
+    USER_ID,
+)
 
 # A row's fate: the first step that drops it. 0 stays.
-STEPS: Final = ("read", "drop missing values", "drop unknown items", "keep the first users and items")
-_KEPT, _MISSING, _UNKNOWN, _LATE = range(4)
+STEPS: Final = (
+    "read",
+    "drop rows cut short",
+    "drop missing values",
+    "drop unknown items",
+    "keep the first users and items",
+)
+_KEPT, _CUT, _MISSING, _UNKNOWN, _LATE = range(5)
 
 _KIND, _FATE, _FIRST, _ROWS = "kind", "fate", "first", "rows"
 _FOLD_ROWS = 1_000_000  # sightings gathered before they are folded, at least
@@ -31,7 +47,11 @@ class Rule:
 
 
 def sightings(block: pa.Table, rule: Rule) -> pa.Table:
-    """For every user and every item of a RAW_SCHEMA block and each fate: the first ROW and the number of rows."""
+    """For every user and every item of a raw block and each fate: the first ROW and the number of rows.
+
+    Items of the histories that stay are seen, too, in no rows of their own.
+    """
+    cut = block[CUT_SHORT] if CUT_SHORT in block.column_names else pa.repeat(False, len(block))
     missing = pa.repeat(False, len(block))
     for name in (USER_ID, ITEM_ID, RATING, TIMESTAMP):
         missing = pc.or_(missing, pc.is_null(block[name]))
@@ -40,15 +60,28 @@ def sightings(block: pa.Table, rule: Rule) -> pa.Table:
         if wanted is not None:
             late = pc.or_(late, pc.invert(pc.is_in(block[name], wanted)))
     unknown = pc.invert(pc.is_in(block[ITEM_ID], rule.known))
-    reasons = pc.make_struct(missing, unknown, late)
-    fate = pc.case_when(reasons, *(pa.scalar(code, pa.int8()) for code in (_MISSING, _UNKNOWN, _LATE, _KEPT)))
+    reasons = pc.make_struct(cut, missing, unknown, late)
+    fate = pc.case_when(reasons, *(pa.scalar(code, pa.int8()) for code in (_CUT, _MISSING, _UNKNOWN, _LATE, _KEPT)))
     tables = []
     for kind, name in enumerate((USER_ID, ITEM_ID)):
         rows = pa.table({SOURCE_ID: block[name], _FATE: fate, _FIRST: block[ROW]})
         seen = rows.group_by([SOURCE_ID, _FATE]).aggregate([(_FIRST, "min"), (_FIRST, "count")])
         seen = seen.rename_columns([SOURCE_ID, _FATE, _FIRST, _ROWS])
         tables.append(seen.add_column(0, _KIND, pa.repeat(pa.scalar(kind, pa.int8()), len(seen))))
+    if HISTORY in block.column_names:
+        tables.append(_in_histories(block.filter(pc.equal(fate, _KEPT))).select(tables[-1].schema.names))
     return pa.concat_tables(tables)
+
+
+def _in_histories(block: pa.Table) -> pa.Table:
+    """Sightings of the items that histories hold."""
+    rows = pa.table(
+        {SOURCE_ID: pc.list_flatten(block[HISTORY]), _FIRST: block[ROW].take(pc.list_parent_indices(block[HISTORY]))}
+    )
+    seen = rows.group_by([SOURCE_ID]).aggregate([(_FIRST, "min")]).rename_columns([SOURCE_ID, _FIRST])
+    for name, value in ((_KIND, pa.scalar(1, pa.int8())), (_FATE, pa.scalar(_KEPT, pa.int8())), (_ROWS, pa.scalar(0))):
+        seen = seen.append_column(name, pa.repeat(value, len(seen)))
+    return seen
 
 
 class Survey:
@@ -59,7 +92,9 @@ class Survey:
         self._seen = fold(
             blocks, lambda table: table.group_by(keys).aggregate(values).rename_columns([*keys, _FIRST, _ROWS])
         )
-        self._steps = STEPS if reduced else STEPS[:-1]
+        self._steps = dict(enumerate(STEPS if reduced else STEPS[:-1]))
+        if not pc.any(pc.equal(self._seen[_FATE], _CUT)).as_py():
+            del self._steps[_CUT]  # few files can be
 
     @cached_property
     def users(self) -> pa.Array:
@@ -76,7 +111,7 @@ class Survey:
         """Rows, users and items after each step, and the rows it dropped."""
         fates = self._seen[_FATE]
         steps: list[dict[str, Any]] = []
-        for code, name in enumerate(self._steps):
+        for code, name in self._steps.items():
             left = self._seen.filter(pc.or_(pc.equal(fates, _KEPT), pc.greater(fates, code)))
             users, items = (left.filter(pc.equal(left[_KIND], kind)) for kind in (0, 1))
             counts: dict[str, Any] = {
@@ -90,7 +125,11 @@ class Survey:
 
     def _ids(self, kind: int) -> pa.Array:
         kept = pc.and_(pc.equal(self._seen[_KIND], kind), pc.equal(self._seen[_FATE], _KEPT))
-        return self._seen.filter(kept).sort_by(_FIRST)[SOURCE_ID].combine_chunks()
+        order = [
+            (_FIRST, "ascending"),
+            (SOURCE_ID, "ascending"),
+        ]  # a row shows several items at once if it has a history
+        return self._seen.filter(kept).sort_by(order)[SOURCE_ID].combine_chunks()
 
 
 def fold_titles(blocks: Iterable[pa.Table]) -> pa.Table:

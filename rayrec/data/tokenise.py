@@ -13,10 +13,10 @@ import ray
 import ray.data
 
 from rayrec import storage
+from rayrec.cache import file_sha256
 from rayrec.config.data import DataConfig
 from rayrec.data import columns as c
 from rayrec.data.blocks import calm_ray_data
-from rayrec.data.datasets import file_sha256
 from rayrec.data.prompts import PromptEncoder, Tokenizer
 from rayrec.data.rows import HISTORY, OpenRows, RowSource
 from rayrec.data.store import open_table

@@ -215,6 +215,101 @@ def test_files_follow_the_schemas_and_histories_look_back_only(tmp_path: Path) -
     assert liked == so_far
 
 
+def given(folder: Path) -> dict[str, pd.DataFrame]:
+    """CoLLM's three files for random users and items; marks are drawn, and some histories begin before all files."""
+    rng, files = np.random.default_rng(8), {}
+    past: dict[int, list[int]] = {user: list(range(90, 90 + user % 4)) for user in range(30)}
+    rows = []
+    for time in range(600):
+        user, item, label = int(rng.integers(30)), int(rng.integers(1, 60)), int(rng.integers(2))
+        his = [0, *past[user]]
+        rows.append([user, item, label, time, his, [f"F{i}" * (i > 0) for i in his], f"F{item}", int(rng.integers(2))])
+        past[user] += [item] * label
+    names = ["uid", "iid", "label", "timestamp", "his", "his_title", "title", "not_cold"]
+    frame = pd.DataFrame(rows, columns=names).sample(frac=1, random_state=0)  # in no order of time
+    for split, part in (("train", frame[:400]), ("valid", frame[400:500]), ("test", frame[450:])):
+        files[split] = part
+        part.to_pickle(folder / f"{split}_ood2.pkl")
+    return files
+
+
+def test_collm_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, order, labels, histories and marks of each file; the test file has half of the valid file's rows, too."""
+    monkeypatch.setenv("RAYREC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(preparation, "BUCKET_ROWS", 100)
+    files = given(tmp_path)
+    data = DataConfig.model_validate({"dataset": "collm", "sources": ["x"], "warm_over": 1})
+    manifest = prepare(data, open_dataset(data, 0, [tmp_path], []), tmp_path / "data")
+    items = {row["item_id"]: row for row in read(tmp_path / "data", "items")}
+    assert all(row["title"] == f"F{row['source_id']}" for row in items.values())
+    assert {"90", "91", "92"} < {row["source_id"] for row in items.values()}  # in histories alone
+    users = {row["user_id"]: row for row in read(tmp_path / "data", "users")}
+    for split, frame in files.items():
+        found = read(tmp_path / "data", split)
+        assert len(found) == len(frame)
+        for row, (_, expected) in zip(found, frame.iterrows(), strict=True):
+            assert users[row["user_id"]]["source_id"] == str(expected["uid"])
+            assert items[row["item_id"]]["source_id"] == str(expected["iid"])
+            history = [items[item]["source_id"] for item in users[row["user_id"]]["liked"][: row["seen"]]]
+            assert history == [str(item) for item in expected["his"] if item]
+            marks = (row["label"], row["rating"], row["timestamp"], row["is_warm"])
+            assert marks == (expected["label"], expected["label"], expected["timestamp"], expected["not_cold"])
+        assert manifest["splits"][split]["likes"] == frame["label"].sum()
+        assert manifest["splits"][split]["warm"] == frame["not_cold"].sum()
+    assert [manifest["splits"][split]["repeated"] for split in columns.SPLITS] == [0, 0, 50]
+    assert [step["step"] for step in manifest["steps"]] == ["read", "drop missing values", "drop unknown items"]
+    assert (manifest["steps"][-1]["rows"], manifest["items"]) == (650, len(items))
+    assert manifest["split"] == {split: f"{split}_ood2.pkl" for split in columns.SPLITS}
+    assert pq.read_schema(tmp_path / "data" / "test.parquet") == columns.ROWS_SCHEMA
+
+
+def reviews(folder: Path) -> list[list[str]]:
+    """Kaggle's two files, with missing users, books that are not listed, repeats, and an end in the middle of a row."""
+    rng, rows = np.random.default_rng(9), []
+    for i in range(500):
+        user, book = rng.integers(3 + i // 9), rng.integers(4 + i // 12)
+        name = "" if i % 11 == 5 else f"U{user}"
+        review = f'"a ""{i}"",\n{"b" * 50}"'
+        rows.append([f"B{book}", f"Book {book}", "", name, "n", "0/1", f"{i % 5 + 1}.0", f"{i // 4 + 9}", "s", review])
+    rows += rows[::50]
+    header = "Id,Title,Price,User_id,profileName,review/helpfulness,review/score,review/time,review/summary,review/text"
+    text = "\n".join([header, *map(",".join, rows), "B1,Book 1,,U"])
+    (folder / "Books_rating.csv").write_text(text, encoding="utf-8")
+    listed = "".join(f'Book {i},"d, {i}"\n' for i in range(60) if i % 7 != 3)
+    (folder / "books_data.csv").write_text(f"Title,description\n{listed}", encoding="utf-8")
+    return rows
+
+
+def test_amazon_books_and_its_reduction(tmp_path: Path) -> None:
+    """Indices below 20, of users and books by first appearance among the rows that are whole and listed."""
+    rows = reviews(tmp_path)
+    data = DataConfig.model_validate(
+        {"dataset": "amazon-books", "sources": ["x"], "max_users": 20, "max_items": 20, "warm_over": 1}
+    )
+    manifest = prepare(data, open_dataset(data, 0, [tmp_path], []), tmp_path / "data")
+    whole = [row for row in rows if row[3]]
+    listed = [row for row in whole if int(row[0][1:]) % 7 != 3]
+    firsts = [set(list(dict.fromkeys(row[at] for row in listed))[:20]) for at in (3, 0)]
+    kept = [row for row in listed if row[3] in firsts[0] and row[0] in firsts[1]]
+    left = {(row[3], row[0], row[7]): row for row in reversed(kept)}
+    sizes = [len(part) for part in (rows, rows, whole, listed, kept, left)]
+    sizes[0] += 1
+    names = ["read", "drop rows cut short", "drop missing values", "drop unknown items"]
+    names += ["keep the first users and items", "drop exact repeats"]
+    assert [(step["step"], step["rows"]) for step in manifest["steps"]] == list(zip(names, sizes, strict=True))
+    assert all(before > after for before, after in itertools.pairwise(sizes))
+    users = {row["user_id"]: row["source_id"] for row in read(tmp_path / "data", "users")}
+    items = {row["item_id"]: row for row in read(tmp_path / "data", "items")}
+    assert max(users) < 20 and max(items) <= 20
+    assert list(items[1].values()) == [1, kept[0][0], kept[0][1]]
+    found = {
+        (users[row["user_id"]], items[row["item_id"]]["source_id"], str(row["timestamp"])): row["rating"]
+        for split in columns.SPLITS
+        for row in read(tmp_path / "data", split)
+    }
+    assert found == {key: float(row[6]) for key, row in left.items()}
+
+
 def test_hostile_titles_are_inert(tmp_path: Path) -> None:
     titles = [
         "",

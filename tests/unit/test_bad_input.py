@@ -31,6 +31,7 @@ HERE = "tests/unit/test_bad_input.py::test_a_job_refuses_in_one_line"
 PLAN = "tests/unit/test_bad_input.py::test_a_plan_refuses_in_one_line"
 DATASETS = "tests/unit/test_datasets.py::test_wrong_input_is_one_line"
 PREPARE = "tests/ray/test_prepare.py::test_an_error_is_one_line_and_leaves_nothing"
+COLLM = "tests/unit/test_collm.py::"
 
 ROWS: dict[str, list[str]] = {
     "an unknown or misspelt key": [
@@ -80,6 +81,14 @@ ROWS: dict[str, list[str]] = {
         f"{DATASETS}[time in words]",
     ],
     "an empty file": [f"{HERE}[empty file]", f"{DATASETS}[empty file]", f"{DATASETS}[only a header]"],
+    "a pickle that asks for more than a table": [
+        f"{PLAN}[harmful pickle]",
+        "tests/unit/test_pickles.py::test_what_no_table_needs_is_refused_by_name[a call]",
+        "tests/unit/test_pickles.py::test_damage_is_refused_or_harmless",
+        f"{COLLM}test_a_list_that_rows_share_does_not_grow",
+    ],
+    "a set without a file": [f"{COLLM}test_another_file_stands_in"],
+    "settings that a dataset brings itself": [f"{COLLM}test_contradictions_are_refused"],
     "a split without both classes": [
         f"{PREPARE}[only likes]",
         f"{PREPARE}[one class in a later set]",
@@ -171,6 +180,13 @@ def cut(path: Path) -> Path:
     return path
 
 
+def harmful(folder: Path) -> list[str]:
+    """CoLLM's files, the first of which would leave a file behind if it were unpickled."""
+    for split in ("train", "valid", "test"):
+        written(folder, f"cposix\nsystem\n(Vtouch {folder}/harm\ntR.", f"{split}_ood2.pkl")
+    return ["data.dataset=collm", f"data.sources=[{folder}]"]
+
+
 def taken(folder: Path) -> list[str]:
     """A run with data, of another seed."""
     run = Run(load(SMOKE, [f"storage={folder}/runs", "seed=9"]))
@@ -220,6 +236,10 @@ PLANS: dict[str, Callable[[Path, Path], Setting]] = {
     "rating too high": lambda p, _: (csv(p, "u,2,6,11,b"), "t.csv, line 3: rating 6 lies outside data.rating_range"),
     "negative time": lambda p, _: (csv(p, "u,2,4,-11,b"), "t.csv, line 3: timestamp -11 is before 1970"),
     "milliseconds": lambda p, _: (csv(p, "u,2,4,978300760000,b"), "divide milliseconds by 1000"),
+    "harmful pickle": lambda p, _: (
+        harmful(p),
+        f"{p}/train_ood2.pkl: refused, and nothing of it was run: this pickle asks",
+    ),
     "split answers": lambda p, tiny: (splitting(p, tiny), 'backbone: "Yes" is 4 tokens behind the prompt'),
 }
 

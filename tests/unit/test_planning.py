@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -51,6 +52,19 @@ def test_users_are_counted_before_they_are_prepared(
     for override, users in (("seed=0", 60), ("data.max_users=20", 20)):
         planning.print_plan(smoke(tmp_path, "encoder.kind=mf", "encoder.width=16", override))
         assert f" {(users + 1) * 17 + 81 * 17 + 1:,} " in capsys.readouterr().out
+
+
+def test_a_dataset_that_comes_split_is_planned_with_its_own_sets(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "local_backbone", lambda sources, config_only: tiny)
+    monkeypatch.setenv("RAYREC_CACHE", str(tmp_path / "cache"))
+    for split, rows in (("train", 5), ("valid", 2), ("test", 33)):
+        columns = {name: range(1, rows + 1) for name in ("uid", "iid", "timestamp")}
+        lists = {"his": [[0]] * rows, "his_title": [[""]] * rows, "title": ["x"] * rows}
+        pd.DataFrame({**columns, "label": 1, **lists}).to_pickle(tmp_path / f"{split}_ood2.pkl")
+    planning.print_plan(smoke(tmp_path, "data.dataset=collm", f"data.sources=[{tmp_path}]"))
+    assert "data (expected)  5 training rows" in capsys.readouterr().out
 
 
 def test_nothing_is_left_behind(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
