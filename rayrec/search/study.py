@@ -32,7 +32,6 @@ from rayrec.training.trackers import check_trackers, tune_callbacks
 # Of a trial's own process, which waits while its workers compute: no CPU, so that a cluster of exactly the workers'
 # size holds it, but Ray wants something to place.
 _TRIAL = {"memory": 256.0 * 2**20}
-_HEAD = "node:__internal_head__"  # Ray's own resource, 1 of it in a cluster
 _TRIES = 3  # of a trial whose process is lost
 SUMMARY = "search.json"
 _UNBOUND = {"name", "budget", "concurrent"}  # settings that may change under one name
@@ -97,18 +96,14 @@ def _run_trials(search: Search, folder: str, concurrent: int) -> Results:
     suggester = Suggester(search, storage.join(folder, "suggestions.jsonl"))
     at_once = isinstance(search.config.scheduler, DRAWN_AT_ONCE)
     first = [suggester.suggest(str(i))[TRIAL] for i in range(search.trials)] if at_once else []
-    room = _TRIAL
-    if at_once:  # Tune's own limit would tell the scheduler of a trial only when its turn comes
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(search.trials)
-        room = _TRIAL | {_HEAD: 1 / concurrent}
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(Trial, setting=setting), room),
+        tune.with_resources(tune.with_parameters(Trial, setting=setting), _TRIAL),
         param_space={TRIAL: tune.grid_search(first)} if at_once else None,
         tune_config=tune.TuneConfig(
             search_alg=None if at_once else suggester,
             scheduler=scheduler(search),
             num_samples=1 if at_once else search.trials,
-            max_concurrent_trials=None if at_once else concurrent,
+            max_concurrent_trials=concurrent,
             time_budget_s=hours * 3600 if hours else None,
             trial_dirname_creator=lambda trial: f"trial-{trial.config[TRIAL][NUMBER]:03d}",
         ),
