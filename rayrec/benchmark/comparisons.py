@@ -27,6 +27,7 @@ from rayrec.store import Prepared
 from rayrec.training.job import StageJob
 from rayrec.training.model import cast_weights, model_shape
 
+_USERS = 4  # whose candidates are ranked while the reference ranks one user's: rounds of like length
 COLLM = (
     "CoLLM's loop: fp32 weights (autocast in bf16), left padding, whole vocabulary, gradient through the whole prompt"
 )
@@ -123,19 +124,19 @@ def _reranking(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
     tokenizer = load_tokenizer(local_backbone(config.backbone.sources))
     prompts: PromptEncoder = open_encoder(data.folder, config.data, tokenizer)
     random = np.random.default_rng(0)
-    history = random.integers(1, job.facts.items + 1, config.data.history).tolist()
+    histories = random.integers(1, job.facts.items + 1, (_USERS, config.data.history)).tolist()
     count = min(benchmark.config.candidates, job.facts.items)
     candidates = (random.permutation(job.facts.items)[:count] + 1).tolist()
 
     def ours(number: int) -> int:
-        return len(score_candidates(model, prompts, config, history, candidates))
+        return sum(len(score_candidates(model, prompts, config, history, candidates)) for history in histories)
 
     yield compare(
         name=f"re-ranking {count} candidates",
         reference=EACH,
         unit="candidates/s",
         ours=ours,
-        theirs=OnePromptEach(model, prompts, config, history, candidates),
+        theirs=OnePromptEach(model, prompts, config, histories[0], candidates),
         rounds=benchmark.config.rounds,
     )
 

@@ -40,22 +40,45 @@ def user_auc(user: npt.ArrayLike, label: npt.ArrayLike, score: npt.ArrayLike) ->
     """AUC of each user, in the order of ``np.unique(user)``; shape (users,), NaN where a user has one class only.
 
     AUC = (pairs of a liked and a disliked row with the liked one scored higher + half the tied pairs) / all pairs,
-    the same as with midranks. One sort by (user, score); the counts are integers, hence exact.
+    the same as with midranks. The counts are integers, hence exact. User, score and label of a row are sorted as one
+    number, which is several times as fast as sorting row numbers by the three; fewer than 2^31 rows fit into it.
     """
-    _, index = np.unique(np.asarray(user), return_inverse=True)
-    liked, scores = np.asarray(label) == 1, np.asarray(score, dtype=np.float64)
+    scores = np.asarray(score, dtype=np.float64)
     if not len(scores):
         return np.empty(0)
-    order = np.lexsort((scores, index))
-    index, liked, scores = index[order], liked[order], scores[order]
+    index, rank = _numbered(np.asarray(user)), _dense_rank(scores)
+    ranks = int(rank.max()) + 1
+    key = (index * ranks + rank) * 2 + (np.asarray(label) == 1)
+    key.sort()
 
-    starts = np.flatnonzero(np.r_[True, (np.diff(index) != 0) | (np.diff(scores) != 0)])  # of runs of equal scores
-    ups = np.add.reduceat(liked, starts, dtype=np.int64)
-    downs = np.add.reduceat(~liked, starts, dtype=np.int64)
-    owner = index[starts]
+    run = key >> 1  # rows of one user with equal scores
+    starts = np.flatnonzero(np.r_[True, run[1:] != run[:-1]])
+    ups = np.add.reduceat(key & 1, starts)
+    downs = np.diff(starts, append=len(key)) - ups
+    owner = run[starts] // ranks
     positives, negatives = np.bincount(owner, ups), np.bincount(owner, downs)
     below = np.cumsum(downs) - downs - (np.cumsum(negatives) - negatives)[owner]  # of the same user only
     return _ratio(np.bincount(owner, ups * (below + downs / 2)), positives * negatives, empty=np.nan)
+
+
+def _numbered(user: IntArray) -> IntArray:
+    """0, 1, ... for the users in ascending order; shape (rows,)."""
+    if user.dtype.kind not in "iu" or int(user.max()) - int(user.min()) > 4 * len(user):  # no table of all between
+        return np.unique(user, return_inverse=True)[1]
+    low, high = int(user.min()), int(user.max())
+    there = np.zeros(high - low + 1, dtype=np.int64)
+    there[user - low] = 1
+    numbers: IntArray = (np.cumsum(there) - 1)[user - low]
+    return numbers
+
+
+def _dense_rank(scores: FloatArray) -> IntArray:
+    """0, 1, ... for the distinct scores in ascending order; shape (rows,)."""
+    order = np.argsort(scores)
+    ascending = scores[order]
+    rank = np.empty(len(scores), dtype=np.int64)
+    rank[order] = np.cumsum(np.r_[False, ascending[1:] != ascending[:-1]])
+    return rank
 
 
 def auc(label: npt.ArrayLike, score: npt.ArrayLike) -> float:

@@ -1,27 +1,38 @@
-"""Attention as plain matrix products, for training on a CPU, where the backward pass of torch's fused kernel is slow.
+"""Attention that transformers calls in place of its own: torch's kernel, plain products, or behind shared prefixes.
 
-Heads that share keys are rows of one product, so no key is copied. Shapes: B sequences, H query heads, K key heads, T
+Plain products are for training on a CPU, where the backward pass of the fused kernel is slow; heads that share keys are
+rows of one product, so no key is copied. Shapes: B sequences, H query heads, K key heads, T
 queries, L keys, D width of a head.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_NAME = "rayrec-products"
+from rayrec.models.behind import Behind, attend_behind
+
+_FUSED, _PRODUCTS = "rayrec-fused", "rayrec-products"
 _HERE = ("cpu", "meta")  # meta: where a CPU's memory is counted
 _FUSED_ALONE = ("softcap", "position_bias", "s_aux", "cache")  # what some architectures ask for beside a mask
 
 
-def attend_by_products(decoder: Any) -> None:
-    """Let ``decoder`` (of transformers) attend this way wherever gradients are asked on a CPU."""
+def replace_attention(decoder: Any, *, products: bool) -> bool:
+    """Let ``decoder`` (of transformers) attend this way; ``products``: wherever gradients are asked on a CPU.
+
+    False where its attention cannot be replaced, or is more than a softmax over keys; it is left as it was.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface  # noqa: PLC0415  (seconds to import)
     from transformers.masking_utils import sdpa_mask  # noqa: PLC0415
 
-    AttentionInterface.register(_NAME, _attend)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
-    decoder.set_attn_implementation(_NAME)
+    if decoder.config._attn_implementation != "sdpa":  # what transformers chooses where the architecture allows it
+        return False
+    for name, learns_by_products in ((_FUSED, False), (_PRODUCTS, True)):
+        AttentionInterface.register(name, partial(_attend, learns_by_products=learns_by_products))
+        AttentionMaskInterface.register(name, sdpa_mask)
+    decoder.set_attn_implementation(_PRODUCTS if products else _FUSED)
+    return True
 
 
 def _attend(
@@ -31,13 +42,20 @@ def _attend(
     value_BKLD: Tensor,
     attention_mask: Tensor | None,
     *,
+    learns_by_products: bool,
     scaling: float | None = None,
     dropout: float = 0.0,
+    behind: Behind | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers calls it; states of shape (B, T, H, D)."""
+    """As transformers calls it; states of shape (B, T, H, D). ``behind``: the sequence is one of suffixes."""
+    scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
+    if behind is not None:
+        layer: Any = module.layer_idx
+        return attend_behind(behind, layer, query_BHTD[0] * scale, key_BKLD[0], value_BKLD[0])[None], None
     fused = dropout or any(options.get(name) is not None for name in _FUSED_ALONE)
-    if fused or query_BHTD.device.type not in _HERE or not torch.is_grad_enabled():
+    learns = learns_by_products and query_BHTD.device.type in _HERE and torch.is_grad_enabled()
+    if fused or not learns:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: PLC0415
 
         found: tuple[Tensor, None] = sdpa_attention_forward(
@@ -51,7 +69,6 @@ def _attend(
             **options,
         )
         return found
-    scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
     return products(query_BHTD * scale, key_BKLD, value_BKLD, attention_mask).transpose(1, 2), None
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from rayrec.batch import SplitPrompt
 from rayrec.config.model import LoraConfig
 from rayrec.errors import InputError
+from rayrec.models.attention import replace_attention
+from rayrec.models.behind import filled, lay_out
 from rayrec.models.dropout import replace_dropouts
 from rayrec.models.packing import joined, pack
 
@@ -27,10 +29,15 @@ class Backbone(nn.Module):
         self.decoder = decoder
         self.yes_only = yes_only
         self.recomputes = False  # gradient checkpointing: layers keep no keys and values
+        self.parts_suffixes = False  # its attention knows suffixes from prefixes
         # A buffer, not a parameter: it stays fp32 whatever the engine does. Untuned answer scores differ by less than
         # bf16's rounding, which alone would reorder them.
         self.register_buffer("answer_rows_2H", answer_rows_2H.float().clone(), persistent=False)
         self.answer_rows_2H: Tensor
+
+    def replace_attention(self, *, products: bool) -> None:
+        """Attend by this project's own functions where the architecture allows it; see ``models/attention.py``."""
+        self.parts_suffixes = replace_attention(self.decoder, products=products)
 
     @property
     def hidden(self) -> int:
@@ -62,37 +69,38 @@ class Backbone(nn.Module):
         Where nothing left of the cut learns, the prefixes run without gradient and leave their keys and values; else
         prefix and suffixes make up one sequence, in which a suffix sees its prefix and itself.
         """
-        if prefix_learns or (self.recomputes and torch.is_grad_enabled()):
+        recomputes = self.recomputes and torch.is_grad_enabled()
+        if prefix_learns or recomputes or not self.parts_suffixes:
             last_BH = self._packed(prefix_UPH, suffix_BSH, prompt)
         else:
-            last_BH = self._behind_cached(prefix_UPH, suffix_BSH, prompt)
+            last_BH = self._behind(prefix_UPH, suffix_BSH, prompt)
         return self._logit(last_BH)
 
-    def _behind_cached(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
+    def _behind(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
         with torch.no_grad():
-            cache = self.decoder(inputs_embeds=prefix_UPH, use_cache=True).past_key_values
-            cache.batch_select_indices(prompt.prefix_of_B)
-        before, own = prefix_UPH.shape[1], suffix_BSH.shape[1]
-        column_S = torch.arange(own, device=suffix_BSH.device)
-        start_B = prompt.prefix_length_U[prompt.prefix_of_B]
-        known_BP = torch.arange(before, device=suffix_BSH.device) < start_B[:, None]
-        causal_SS = column_S <= column_S[:, None]
-        mask_B1SK = torch.cat([known_BP[:, None].expand(-1, own, -1), causal_SS.expand(len(start_B), -1, -1)], dim=-1)
-        states_BSH = self.decoder(
-            inputs_embeds=suffix_BSH,
-            attention_mask=mask_B1SK[:, None],
-            position_ids=start_B[:, None] + column_S,
-            past_key_values=cache,
-            use_cache=True,
+            layers = self.decoder(inputs_embeds=prefix_UPH, use_cache=True).past_key_values.layers
+        behind = lay_out(prompt, [layer.keys for layer in layers], [layer.values for layer in layers])
+        states_1NH = self.decoder(
+            inputs_embeds=suffix_BSH[filled(prompt)][None],
+            attention_mask=behind.own_place_N.new_ones(
+                1, 1, 1, 1
+            ),  # unread; for none at all one of N x N would be made
+            position_ids=behind.position_N[None],
+            use_cache=False,
+            behind=behind,
         ).last_hidden_state
-        last_BH: Tensor = states_BSH[torch.arange(len(start_B), device=start_B.device), prompt.suffix_length_B - 1]
+        last_BH: Tensor = states_1NH[0, behind.last_B]
         return last_BH
 
     def _packed(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
         packed = pack(prompt)
+        mask = None if packed.is_plain else packed.mask()
+        if mask is not None and not self.parts_suffixes:  # an attention of the architecture's own may add it to scores
+            lowest = torch.finfo(prefix_UPH.dtype).min
+            mask = torch.zeros_like(mask, dtype=prefix_UPH.dtype).masked_fill_(~mask, lowest)
         states_UTH = self.decoder(
             inputs_embeds=joined(packed, prefix_UPH, suffix_BSH),
-            attention_mask=None if packed.is_plain else packed.mask(),
+            attention_mask=mask,
             position_ids=packed.position_UT,
             use_cache=False,
         ).last_hidden_state

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from rayrec.batch import Batch, Prompt, SplitPrompt
 from rayrec.config import Config
 from rayrec.config.model import EncoderConfig
-from rayrec.models.attention import attend_by_products
 from rayrec.models.backbone import Backbone, add_lora, empty_backbone, load_backbone
 from rayrec.models.encoder import Encoder
 from rayrec.models.factors import MF, NeuMF
@@ -155,8 +154,7 @@ def build(config: Config, shape: ModelShape, *, parts: Collection[Part], with_ba
             dtype=DTYPES[config.engine.precision],
             checkpointing=config.engine.gradient_checkpointing,
         )
-        if config.fast.plain_attention:
-            attend_by_products(backbone.decoder)
+        backbone.replace_attention(products=config.fast.plain_attention)
         if Part.LORA in parts:
             add_lora(backbone, config.lora)
     mapper = None

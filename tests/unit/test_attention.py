@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rayrec.models.attention import attend_by_products, products
+from rayrec.models.attention import products
 from rayrec.models.backbone import load_backbone
 
 ROWS, HEADS, GROUPS, QUERIES, KEYS, WIDTH = 2, 6, 3, 5, 8, 4
@@ -47,7 +47,7 @@ def test_a_backbone_attends_so_where_it_learns(tiny: Path, monkeypatch: pytest.M
     states, length = torch.randn(2, 7, backbone.hidden), torch.tensor([7, 5])
     fused = backbone.answer(states, length)
     monkeypatch.setattr("rayrec.models.attention.products", watched)
-    attend_by_products(backbone.decoder)
+    backbone.replace_attention(products=True)
     learning = backbone.answer(states, length)
     assert len(asked) == 2  # layers
     with torch.no_grad():

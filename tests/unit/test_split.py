@@ -216,8 +216,10 @@ def test_nothing_left_of_the_soft_tokens_keeps_a_gradient(model: SASRecLLM, monk
         return found
 
     monkeypatch.setattr(model.backbone.decoder, "forward", forward)
-    model(pair(hybrid=True)[1])
-    assert calls == [((3, 8), False), ((6, 8 + 2 * SOFT), True)]
+    split = pair(hybrid=True)[1]
+    assert isinstance(split.prompt, SplitPrompt)
+    model(split)
+    assert calls == [((3, 8), False), ((1, int(split.prompt.suffix_length_B.sum())), True)]
 
 
 def recomputing(model: SASRecLLM) -> None:

@@ -1,0 +1,91 @@
+"""Suffixes behind shared prefixes against torch's attention over each whole sequence."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rayrec.batch import SplitPrompt
+from rayrec.models.backbone import load_backbone
+from rayrec.models.behind import attend_behind, filled, lay_out
+
+HEADS, GROUPS, WIDTH = 6, 3, 4
+OF = [1, 0, 1, 2, 0]
+SUFFIXES = [2, 5, 1, 3, 4]
+
+
+def prompt(prefixes: list[int]) -> SplitPrompt:
+    return SplitPrompt(
+        prefix_UP=torch.zeros(len(prefixes), max(prefixes), dtype=torch.int64),
+        prefix_length_U=torch.tensor(prefixes),
+        prefix_of_B=torch.tensor(OF),
+        suffix_BS=torch.zeros(len(OF), max(SUFFIXES), dtype=torch.int64),
+        suffix_length_B=torch.tensor(SUFFIXES),
+    )
+
+
+@pytest.mark.parametrize("prefixes", [[7, 2, 4], [3, 3, 3]], ids=["padded", "of one length"])
+def test_values_and_gradients_are_those_of_whole_sequences(prefixes: list[int]) -> None:
+    torch.manual_seed(0)
+    key_UKPD, value_UKPD = torch.randn(2, len(prefixes), GROUPS, max(prefixes), WIDTH)
+    count = sum(SUFFIXES)
+    query_HND = torch.randn(HEADS, count, WIDTH, requires_grad=True)
+    key_KND, value_KND = (torch.randn(GROUPS, count, WIDTH, requires_grad=True) for _ in range(2))
+    given = prompt(prefixes)
+    behind = lay_out(given, [key_UKPD], [value_UKPD])
+    found_NHD = attend_behind(behind, 0, query_HND * 0.7, key_KND, value_KND)
+
+    expected: list[Tensor] = []
+    position: list[int] = []
+    start = 0
+    for row, length in enumerate(SUFFIXES):
+        before, own = prefixes[OF[row]], slice(start, start + length)
+        keys = torch.cat([key_UKPD[OF[row], :, :before], key_KND[:, own]], 1)
+        values = torch.cat([value_UKPD[OF[row], :, :before], value_KND[:, own]], 1)
+        seen = torch.ones(length, before + length, dtype=torch.bool).tril(before)
+        options = {"attn_mask": seen, "scale": 0.7, "enable_gqa": True}
+        expected.append(F.scaled_dot_product_attention(query_HND[:, own], keys, values, **options).transpose(0, 1))
+        position += range(before, before + length)
+        start += length
+    expected_NHD = torch.cat(expected)
+    torch.testing.assert_close(found_NHD, expected_NHD, atol=1e-6, rtol=1e-5)
+    with torch.no_grad():  # another kernel
+        still_NHD = attend_behind(behind, 0, query_HND * 0.7, key_KND, value_KND)
+    torch.testing.assert_close(still_NHD, expected_NHD, atol=1e-6, rtol=1e-5)
+    assert behind.position_N.tolist() == position
+    assert behind.last_B.tolist() == [1, 7 - 1, 8 - 1, 11 - 1, 15 - 1] and int(filled(given).sum()) == count
+
+    weight = torch.randn_like(found_NHD)
+    learned = [query_HND, key_KND, value_KND]
+    ours, theirs = (torch.autograd.grad((x * weight).sum(), learned) for x in (found_NHD, expected_NHD))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_scores_far_apart_stay_finite(learns: bool) -> None:
+    """Neither part's exponents overflow, whichever holds the largest score."""
+    key_UKPD = torch.full((3, 1, 3, WIDTH), 500.0)
+    behind = lay_out(prompt([3, 3, 3]), [key_UKPD], [torch.ones_like(key_UKPD)])
+    for sign in (1.0, -1.0):
+        query_HND = torch.full((1, sum(SUFFIXES), WIDTH), sign)
+        own = torch.zeros(1, sum(SUFFIXES), WIDTH)
+        with torch.set_grad_enabled(learns):
+            mixed = attend_behind(behind, 0, query_HND, own, own)
+        torch.testing.assert_close(mixed, torch.full_like(mixed, 1.0 if sign > 0 else 0.0))
+
+
+def test_a_backbone_whose_attention_cannot_be_replaced_packs_its_prompts(tiny: Path) -> None:
+    backbone = load_backbone(tiny, answers=(1, 2), yes_only=False, dtype=torch.float32)
+    given = prompt([7, 2, 4])
+    torch.manual_seed(0)
+    prefix_UPH, suffix_BSH = torch.randn(3, 7, backbone.hidden), torch.randn(5, 5, backbone.hidden)
+    scores = []
+    for implementation in ("eager", "sdpa"):
+        backbone.decoder.set_attn_implementation(implementation)  # type: ignore[operator]
+        backbone.replace_attention(products=False)
+        assert backbone.parts_suffixes == (implementation == "sdpa")
+        scores.append(backbone.answer_split(prefix_UPH, suffix_BSH, given, prefix_learns=False))
+    torch.testing.assert_close(*scores, atol=1e-5, rtol=1e-5)
