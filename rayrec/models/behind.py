@@ -73,7 +73,7 @@ def _inverse(place_N: Tensor, places: int) -> Tensor:
 
 
 def attend_behind(behind: Behind, layer: int, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor) -> Tensor:
-    """softmax(query . keys) . values over a token's prefix and its suffix up to itself, (N, H, D); queries are scaled."""
+    """softmax(query . keys) . values over a token's prefix and its suffix up to itself, (N, H, D)."""
     heads, tokens, width = query_HND.shape
     groups = len(key_KND)
     query_NKGD = query_HND.transpose(0, 1).reshape(tokens, groups, heads // groups, width)
