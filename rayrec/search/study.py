@@ -89,12 +89,14 @@ def _run_trials(search: Search, folder: str, concurrent: int) -> Results:
     place = beside_the_driver()
     claims = Claims.options(scheduling_strategy=place).remote()  # type: ignore[attr-defined]
     gate = Gate.options(scheduling_strategy=place).remote()  # type: ignore[attr-defined]
-    setting = TrialSetting(search, store, _prepare(search, store), claims, gate)
     results = Results(search, [])
     storage.delete(records)  # Tune's own, of a killed command; the trials tell again what they told
     hours = search.config.budget.hours
     suggester = Suggester(search, storage.join(folder, "suggestions.jsonl"))
+    # These schedulers compare the trials that Tune has started, so it starts all of them, and some wait for a place.
     at_once = isinstance(search.config.scheduler, DRAWN_AT_ONCE)
+    places = concurrent if at_once else None
+    setting = TrialSetting(search, store, _prepare(search, store), claims, gate, places)
     first = [suggester.suggest(str(i))[TRIAL] for i in range(search.trials)] if at_once else []
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(Trial, setting=setting), _TRIAL),
@@ -103,7 +105,7 @@ def _run_trials(search: Search, folder: str, concurrent: int) -> Results:
             search_alg=None if at_once else suggester,
             scheduler=scheduler(search),
             num_samples=1 if at_once else search.trials,
-            max_concurrent_trials=concurrent,
+            max_concurrent_trials=None if at_once else concurrent,
             time_budget_s=hours * 3600 if hours else None,
             trial_dirname_creator=lambda trial: f"trial-{trial.config[TRIAL][NUMBER]:03d}",
         ),

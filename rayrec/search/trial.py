@@ -47,6 +47,7 @@ class TrialSetting:
     data: Mapping[str, str]  # key of ``data_key`` -> folder of prepared data
     claims: Any
     gate: Any
+    places: int | None = None  # how many train at once, where Tune starts more trials than that; None: it does not
 
 
 def data_key(search: Search, values: Mapping[str, Any]) -> str:
@@ -56,7 +57,7 @@ def data_key(search: Search, values: Mapping[str, Any]) -> str:
 
 @ray.remote(num_cpus=0)
 class Claims:
-    """Who trains which stage, so that trials that need the same one train it once."""
+    """Who trains which stage, so that trials that need the same one train it once; and at which place."""
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[str, float]] = {}
@@ -108,6 +109,7 @@ class Trial(tune.Trainable):
         self._told: Iterator[dict[str, Any]] | None = None
         self._evaluation, self._best = 0, math.nan
         self._job: StageJob | None = None
+        self._place: str | None = None  # at which it trains
         self._donor: Path | None = None  # a saved trial to go on from
 
     def step(self) -> dict[str, Any]:
@@ -134,6 +136,7 @@ class Trial(tune.Trainable):
         self._evaluation, self._best = content["evaluation"], content["best"]
 
     def cleanup(self) -> None:
+        self._leave()
         if self._donor is not None:
             shutil.rmtree(self._donor, ignore_errors=True)
 
@@ -186,12 +189,14 @@ class Trial(tune.Trainable):
                 time.sleep(1)
                 continue
             try:
+                self._enter(job)
                 ray.get(self._setting.gate.allow.remote(job.folder, math.inf))
                 training = Training(job, self._setting.gate)
                 while not training.has_ended():
                     self._claim(job)
                     time.sleep(_POLL_SECONDS)
             finally:
+                self._leave()  # who holds a place never waits for a claim, whose holder may wait for a place
                 self._unclaim(job)
 
     def _evaluations(self, job: StageJob) -> Iterator[dict[str, Any]]:
@@ -212,6 +217,7 @@ class Trial(tune.Trainable):
                     continue
                 if training is not None and training.has_ended():
                     raise StageError(f"stage {job.stage} ended without its next evaluation; see {job.folder}")
+                self._enter(job)
                 ray.get(self._setting.gate.allow.remote(job.folder, self._evaluation + 1))
                 training = training or Training(job, self._setting.gate)
                 if lines:  # the last one: its parts are on their way
@@ -239,8 +245,28 @@ class Trial(tune.Trainable):
         return numbers | {OBJECTIVE: self._best, EVALUATION: self._evaluation, "done": bool(line["last"])}
 
     def _claim(self, job: StageJob) -> bool:
-        taken: bool = ray.get(self._setting.claims.take.remote(job.folder, self._holder))
+        """Take or renew the claim, and renew the place's."""
+        if self._place is not None:
+            self._take(self._place)
+        return self._take(job.folder)
+
+    def _take(self, what: str) -> bool:
+        taken: bool = ray.get(self._setting.claims.take.remote(what, self._holder))
         return taken
+
+    def _enter(self, job: StageJob) -> None:
+        """Wait for a place to train ``job`` at."""
+        while self._setting.places is not None and self._place is None:
+            names = [f"place {number}" for number in range(self._setting.places)]
+            self._place = next((name for name in names if self._take(name)), None)
+            if self._place is None:
+                self._claim(job)
+                time.sleep(_POLL_SECONDS)
+
+    def _leave(self) -> None:
+        if self._place is not None:
+            ray.get(self._setting.claims.give_back.remote(self._place, self._holder))
+            self._place = None
 
     def _unclaim(self, job: StageJob) -> None:
         ray.get(self._setting.claims.give_back.remote(job.folder, self._holder))
