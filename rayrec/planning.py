@@ -1,6 +1,5 @@
 """``--plan``: all that can be known of a run before it trains. Nothing is trained, nothing is kept in the storage."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -243,8 +242,5 @@ def _counted(data: DataConfig, seed: int) -> tuple[dict[str, int], int, int]:
 
 
 def _shares(rows: int, split: SplitConfig) -> dict[str, int]:
-    return {
-        "train": math.floor(rows * split.train),
-        "valid": math.floor(rows * split.valid),
-        "test": rows - math.floor(rows * (split.train + split.valid)),
-    }
+    valid, test, end = split.cuts(rows)
+    return {"train": valid, "valid": test - valid, "test": end - test}

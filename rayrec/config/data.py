@@ -1,9 +1,10 @@
 """Where the data comes from and how it is prepared."""
 
+import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from rayrec.config.section import Section
 
@@ -35,18 +36,66 @@ DATASET_SIZES: Mapping[str, tuple[int, int, int]] = {
 
 
 class SplitConfig(Section):
-    """Shares of the rows by global time; what is left is the test set, the newest."""
+    """Where the rows, in the order of time, are cut: by shares, or as one of several forward-chained folds.
+
+    Shares: what ``train`` and ``valid`` leave is the test set, the newest.
+
+    Folds: the rows are ``folds`` + 2 blocks of equal size; what does not divide goes to the oldest. Fold j trains on
+    blocks 1 to j, validates on j + 1 and tests on j + 2; later rows are left out. This is evaluation on a rolling
+    origin with a growing training set (https://otexts.com/fpp3/tscv.html), cut as scikit-learn's ``TimeSeriesSplit``
+    cuts for ``folds`` + 1 splits: the test block of one split validates here, that of the next tests
+    (https://scikit-learn.org/stable/modules/generated/sklearn.model_selection.TimeSeriesSplit.html). All users share
+    one timeline, since a model must not learn from what comes after the rows that it is tested on
+    (https://arxiv.org/abs/2010.11060).
+
+    Rows of equal time are never parted: those at a cut belong to the later side.
+    """
 
     train: float = Field(0.8, gt=0, lt=1)
     valid: float = Field(0.1, gt=0, lt=1)
+    folds: int | None = Field(None, ge=2)
+    fold: int | None = Field(None, ge=1)  # which of them, from 1
 
     @model_validator(mode="after")
-    def _leaves_a_test_set(self) -> "SplitConfig":
-        if self.train + self.valid >= 1:
+    def _has_one_test_set(self) -> "SplitConfig":
+        if self.folds is not None or self.fold is not None:
+            self._check_fold()
+        elif self.train + self.valid >= 1:
             raise ValueError(
                 f"train {self.train} + valid {self.valid} leaves no test set; make them add up to less than 1"
             )
         return self
+
+    def _check_fold(self) -> None:
+        if self.folds is None:
+            raise ValueError(f"fold {self.fold} of how many? Name folds too, as in split: {{folds: 3, fold: 1}}")
+        if self.model_fields_set & _SHARES:
+            raise ValueError("folds are blocks of equal size; leave train and valid out, as in split: {folds: 3}")
+        if self.fold is None:
+            raise ValueError(
+                f"{self.folds} folds are as many runs; name one, as in split: {{folds: {self.folds}, fold: 1}},"
+                " or run them all with jobs/experiment.py"
+            )
+        if self.fold > self.folds:
+            raise ValueError(f"fold {self.fold} is none of {self.folds} folds; name one from 1 to {self.folds}")
+
+    @model_serializer(mode="wrap")
+    def _only_what_counts(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Shares or folds: without folds, the content and so the fingerprints are those of before there were any."""
+        counts = _SHARES if self.folds is None else _FOLDS
+        return {key: value for key, value in dump(self).items() if key in counts}
+
+    def cuts(self, rows: int) -> tuple[int, int, int]:
+        """Positions in the order of time, from 0, at which valid and test begin and behind which test has ended."""
+        if self.folds is None or self.fold is None:
+            # Rounded first: .7 + .1 is a little less than .8.
+            valid, test = (math.floor(round(rows * share, 6)) for share in (self.train, self.train + self.valid))
+            return valid, test, rows
+        block, later = rows // (self.folds + 2), self.folds - self.fold
+        return rows - (later + 2) * block, rows - (later + 1) * block, rows - later * block
+
+
+_SHARES, _FOLDS = frozenset({"train", "valid"}), frozenset({"folds", "fold"})
 
 
 class SplitFilesConfig(Section):

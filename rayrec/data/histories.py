@@ -27,6 +27,7 @@ from rayrec.data.columns import (
 from rayrec.data.datasets import GivenSplit
 from rayrec.errors import InputError
 
+IntArray = npt.NDArray[np.int64]
 BUCKET: Final = "bucket"  # users that are shuffled together
 
 _ENCODED: Final = pa.schema(
@@ -137,6 +138,15 @@ def liked_of_users(block: pa.Table) -> pa.Table:
     return block.select([USER_ID, LIKED]).filter(pc.is_valid(block[LIKED]))
 
 
+def first_liked(users: pa.Table, counts: IntArray) -> pa.Table:
+    """(USER_ID, LIKED) with the first ``counts[user]`` items of each user."""
+    lists, lengths = users[LIKED].combine_chunks(), counts[users[USER_ID].to_numpy()]
+    offsets = np.append(0, np.cumsum(lengths))
+    index = np.arange(offsets[-1]) + np.repeat(lists.offsets.to_numpy()[:-1] - offsets[:-1], lengths)
+    first = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), lists.values.take(pa.array(index)))
+    return pa.table({USER_ID: users[USER_ID], LIKED: first})
+
+
 @dataclass(frozen=True)
 class Training:
     """What the training rows say about every user (m entries) and item id (n + 1 entries, the first is padding)."""
@@ -162,6 +172,11 @@ class Bounds:
 
     key: str
     starts: tuple[int, int]
+
+
+def before(block: pa.Table, end: int) -> pa.Table:
+    """The rows of a block whose TIMESTAMP is less than ``end``."""
+    return block.filter(pc.less(block[TIMESTAMP], end))
 
 
 def cut(block: pa.Table, bounds: Bounds) -> list[tuple[str, pa.Table]]:

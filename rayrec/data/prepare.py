@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from rayrec.data.blocks import calm_ray_data, input_error, map_blocks, read, tab
 from rayrec.data.columns import (
     ITEM_ID,
     ITEMS_SCHEMA,
+    LABEL,
     LIKED,
     ROW,
     ROWS_SCHEMA,
@@ -41,13 +42,16 @@ from rayrec.data.datasets import GivenSplit, RawDataset
 from rayrec.data.histories import (
     BUCKET,
     Bounds,
+    IntArray,
     Tally,
     Training,
     Vocabulary,
     add_histories,
     annotate,
+    before,
     cut,
     encode,
+    first_liked,
     given_histories,
     liked_of_users,
 )
@@ -68,7 +72,8 @@ def prepare(data: DataConfig, raw: RawDataset, folder: Path) -> Manifest:
 
     Returns:
         The manifest: sources and files with their sha256, counts after every step, split times in seconds or the file
-        of each set, counts of every split.
+        of each set, counts of every split. A fold's rows are those before its end (``SplitConfig``), and so are the
+        users' liked items; users and items keep the ids that they have among all rows, the same in every fold.
 
     Raises:
         InputError: a source is wrong, nothing is left, a set lacks likes or dislikes, or ``folder`` is not empty.
@@ -107,12 +112,17 @@ def _prepare(data: DataConfig, raw: RawDataset, folder: Path) -> Manifest:
         repeats = {"step": "drop exact repeats", "rows": count, "users": len(users), "items": len(items)}
         steps.append({**repeats, "dropped": steps[-1]["rows"] - count})
 
-    _write_parquet(folder / "users.parquet", _user_tables(histories, users), USERS_SCHEMA)
     untitled = _write_items(folder / "items.parquet", items, titles)
     order = [TIMESTAMP, ROW] if raw.split is None else [ROW]
     ordered = histories.drop_columns([LIKED]).sort(order).materialize()
-    del histories, rows
     bounds, split = _bounds(ordered, steps[-1]["rows"], data.split, raw.split)
+    likes = None
+    if "fold" in split:
+        ordered = map_blocks(ordered, before, split["t_end"])
+        step, likes = _counted(ordered, len(users), len(items))
+        steps.append({**step, "dropped": steps[-1]["rows"] - step["rows"]})
+    _write_parquet(folder / "users.parquet", _user_tables(histories, users, likes), USERS_SCHEMA)
+    del histories, rows
     training = _training(ordered, bounds, len(users), len(items), data.warm_over)
     splits = _write_splits(folder, map_blocks(ordered, annotate, training), bounds, len(users), len(items))
     return {
@@ -152,10 +162,22 @@ def _histories(
     return materialized
 
 
-def _user_tables(histories: ray.data.Dataset, sources: pa.Array) -> Iterator[pa.Table]:
+def _counted(ordered: ray.data.Dataset, users: int, items: int) -> tuple[Manifest, IntArray]:
+    """What a fold's rows hold, as a step of the manifest, and the likes of every user; shape (users,)."""
+    tally, likes = Tally(users, items), np.zeros(users, np.int64)
+    for block in tables(ordered):
+        liked = tally.count(block).filter(pc.equal(block[LABEL], 1))
+        likes += np.bincount(liked[USER_ID].to_numpy(), minlength=users)
+    found = tally.summary()
+    return {"step": "drop rows after the fold"} | {key: found[key] for key in ("rows", "users", "items")}, likes
+
+
+def _user_tables(histories: ray.data.Dataset, sources: pa.Array, likes: IntArray | None) -> Iterator[pa.Table]:
+    """Every user's liked items; the first ``likes[user]`` of them where some rows are dropped for their time."""
     liked = histories.map_batches(liked_of_users, batch_size=None, batch_format="pyarrow")
     for block in tables(liked.sort(USER_ID)):
-        yield block.append_column(SOURCE_ID, sources.take(block[USER_ID]))
+        kept = block if likes is None else first_liked(block, likes)
+        yield kept.append_column(SOURCE_ID, sources.take(block[USER_ID]))
 
 
 def _write_items(path: Path, sources: pa.Array, titles: pa.Table) -> int:
@@ -173,22 +195,23 @@ def _bounds(
     """Where valid and test begin, and what the manifest says of it: times, or the files of each set."""
     if given is not None:
         return Bounds(ROW, given.starts), dict(given.names())
-    times = _split_times(tables(ordered), rows, split)
-    named = dict(zip(("t_valid", "t_test"), times, strict=True))
-    return Bounds(TIMESTAMP, times), {**named, "iso": {name: _iso(time) for name, time in named.items()}}
+    times = dict(zip(("t_valid", "t_test", "t_end"), _times_at(tables(ordered), split.cuts(rows)), strict=True))
+    starts = times["t_valid"], times["t_test"]
+    fold = {} if split.folds is None else {"folds": split.folds, "fold": split.fold}
+    if not fold:
+        del times["t_end"]  # nothing comes behind it
+    return Bounds(TIMESTAMP, starts), {**fold, **times, "iso": {name: _iso(time) for name, time in times.items()}}
 
 
-def _split_times(blocks: Iterable[pa.Table], rows: int, split: SplitConfig) -> tuple[int, int]:
-    """Timestamps at the positions where valid and test begin, from the rows in the order of time."""
-    # Rounded first: .7 + .1 is a little less than .8.
-    wanted = [math.floor(round(rows * share, 6)) for share in (split.train, split.train + split.valid)]
+def _times_at(blocks: Iterable[pa.Table], positions: Sequence[int]) -> list[int]:
+    """Timestamps at ascending positions of the rows in the order of time; behind the last row, one more than its."""
     times: list[int] = []
-    before = 0
+    passed, time = 0, 0
     for block in blocks:
-        while len(times) < len(wanted) and wanted[len(times)] < before + len(block):
-            times.append(block[TIMESTAMP][wanted[len(times)] - before].as_py())
-        before += len(block)
-    return times[0], times[1]
+        while len(times) < len(positions) and positions[len(times)] < passed + len(block):
+            times.append(block[TIMESTAMP][positions[len(times)] - passed].as_py())
+        passed, time = passed + len(block), block[TIMESTAMP][-1].as_py()
+    return times + [time + 1] * (len(positions) - len(times))
 
 
 def _training(ordered: ray.data.Dataset, bounds: Bounds, users: int, items: int, warm_over: int) -> Training:

@@ -1,4 +1,5 @@
-"""A pair: one system under one training seed, addressed by all that determines its predictions.
+"""A pair: one system under one training seed, in one fold if there are several; addressed by all that determines its
+predictions.
 
 Pairs share the store of their storage, so a stage that several need is trained once; and what a pair has scored is
 found again whatever the experiment is called in its file by then: title, order and other pairs do not count.
@@ -29,6 +30,7 @@ class Pair:
     title: str
     system: SystemName
     seed: int
+    fold: int | None  # of an experiment with folds
     run: Run  # its folder is the pair's own; its data is shared
     content: Mapping[str, Any]  # all that determines the predictions
     jobs: Mapping[StageName, StageJob]  # the stages that the system needs, in the order of training
@@ -39,8 +41,9 @@ class Pair:
 
     @property
     def label(self) -> str:
-        """Title, and the seed where one counts."""
-        return f"{self.title}, seed {self.seed}" if self.jobs else self.title
+        """Title, and the seed and the fold where one counts."""
+        seed, fold = f", seed {self.seed}", f", fold {self.fold}"
+        return f"{self.title}{seed if self.jobs else ''}{'' if self.fold is None else fold}"
 
     @property
     def is_finished(self) -> bool:
@@ -72,21 +75,27 @@ class Variant:
     """Prepared data, and who reads it."""
 
     data: Prepared
+    fold: int | None
     titles: list[str]
     configs: list[Config]  # one a title
     reads_text: bool
 
 
 def variants(experiment: Experiment) -> list[Variant]:
-    """All the prepared data that the experiment asks for, each once."""
+    """All the prepared data that the experiment asks for, each once, fold by fold."""
+    return [variant for fold in experiment.each_fold for variant in _variants(experiment, fold)]
+
+
+def _variants(experiment: Experiment, fold: int | None) -> list[Variant]:
     readers: dict[str, list[str]] = {}
     systems = experiment.config.systems
-    configs = {title: experiment.configuration(title, experiment.seeds(title)[0]) for title in systems}
+    configs = {title: experiment.configuration(title, experiment.seeds(title)[0], fold) for title in systems}
     for title, config in configs.items():
         readers.setdefault(data_folder(experiment, config), []).append(title)
     return [
         Variant(
             data=Prepared(folder),
+            fold=fold,
             titles=titles,
             configs=[configs[title] for title in titles],
             reads_text=any(_reads_text(systems[title].system) for title in titles),
@@ -102,24 +111,29 @@ def _reads_text(system: SystemName) -> bool:
 
 
 def all_pairs(experiment: Experiment) -> list[Pair]:
-    """Every pair, seed by seed within a title; the data must be prepared.
+    """Every pair, seed by seed within a fold within a title; the data must be prepared.
 
     Raises:
         InputError: a part that a configuration names is not there.
     """
-    return [_pair(experiment, title, seed) for title in experiment.config.systems for seed in experiment.seeds(title)]
+    return [
+        _pair(experiment, title, seed, fold)
+        for title in experiment.config.systems
+        for fold in experiment.each_fold
+        for seed in experiment.seeds(title)
+    ]
 
 
-def _pair(experiment: Experiment, title: str, seed: int) -> Pair:
+def _pair(experiment: Experiment, title: str, seed: int, fold: int | None) -> Pair:
     system = experiment.config.systems[title].system
-    config = experiment.configuration(title, seed)
+    config = experiment.configuration(title, seed, fold)
     data = data_folder(experiment, config)
     jobs = stage_jobs(config, Prepared(data), store_folder(config))
     needed = {stage: jobs[stage] for stage in needed_stages(system)}
     content = _content(system, config, Prepared(data), list(needed.values()))
     place = storage.join(experiment_folder(experiment), "pairs", fingerprint(content)[:_DIGITS])
     run = Run(config, place=place, prepared=data)
-    return Pair(title=title, system=system, seed=seed, run=run, content=content, jobs=needed)
+    return Pair(title=title, system=system, seed=seed, fold=fold, run=run, content=content, jobs=needed)
 
 
 def _content(system: SystemName, config: Config, data: Prepared, needed: list[StageJob]) -> dict[str, Any]:

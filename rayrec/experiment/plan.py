@@ -1,12 +1,14 @@
 """``--plan`` of an experiment: all that can be known before the first pair."""
 
+from collections.abc import Sequence
+
 import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from rayrec import storage
 from rayrec.binding import EXPERIMENT, is_bound
-from rayrec.experiment.pairs import all_pairs, experiment_folder, variants
+from rayrec.experiment.pairs import Variant, all_pairs, experiment_folder, variants
 from rayrec.experiment.settings import Experiment, is_trained, needed_stages
 from rayrec.experiment.study import is_prepared
 from rayrec.training.cluster import check_fits, local_limit
@@ -39,15 +41,31 @@ def print_experiment_plan(experiment: Experiment) -> None:
         own = yaml.safe_dump(dict(entry.set), default_flow_style=True, width=10_000).strip() if entry.set else ""
         console.print(escape(f"  {title}  {entry.system}: {stages}  {own}".rstrip()), no_wrap=True, overflow="ellipsis")
     console.print(escape(f"reference  {config.reference}"))
+    for line in _folds(experiment.folds or 0, there):
+        console.print(line)
     console.print(f"data       {len(there)} variant(s)")
     console.print(f"left       {_left(experiment)}")
     console.print(f"output     {folder}", soft_wrap=True)
 
 
+def _folds(folds: int, there: Sequence[Variant]) -> list[str]:
+    """Which blocks of the order of time each fold reads, and how many rows once they are prepared."""
+    lines = []
+    for fold in range(1, folds + 1):
+        trained = "block 1" if fold == 1 else f"blocks 1 to {fold}"
+        line = f"fold {fold:<6}{trained} of {folds + 2} train, {fold + 1} valid, {fold + 2} test"
+        data = next(variant.data for variant in there if variant.fold == fold)
+        if data.is_complete:
+            rows = ", ".join(f"{counts['rows']:,}" for counts in data.manifest["splits"].values())
+            line += f"; {rows} rows"
+        lines.append(line)
+    return lines
+
+
 def _left(experiment: Experiment) -> str:
     """Pairs without predictions, and the stages that they need and nobody has trained."""
     if not is_prepared(experiment):
-        count = sum(len(experiment.seeds(title)) for title in experiment.config.systems)
+        count = len(experiment.each_fold) * sum(len(experiment.seeds(title)) for title in experiment.config.systems)
         return f"{count} pairs at most; what of them the storage holds is known once the data is prepared"
     pairs = all_pairs(experiment)
     missing = [pair for pair in pairs if not pair.is_finished]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from rayrec.config import Config
@@ -16,6 +17,8 @@ from rayrec.report.tables import LOWER_IS_BETTER
 COMPARED = ("auc", "uauc", "log_loss", "accuracy", "f1")
 _LEVEL = 0.05  # of "significantly better than the second"
 
+Found = Mapping[str, Mapping[str, Resampled | None]]  # slice -> title -> its metrics, None without predictions
+
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
@@ -25,14 +28,52 @@ class Told:
     failures: Mapping[int, str]  # seed -> why it has none
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What the tables show of a title, beside how it compares with others."""
+
+    seeds: Sequence[int]  # with predictions
+    failures: Mapping[int, str]
+    counts: Mapping[str, Mapping[str, int]]  # of every slice
+    metrics: Mapping[str, Mapping[str, Any]]
+
+
 def summarise(experiment: Experiment, told: Mapping[str, Told], sample: str) -> dict[str, Any]:
     """Everything that the tables show, as plain data for JSON (null, never NaN)."""
-    config, base = experiment.config, experiment.base
-    resampled = {
-        part: {title: _resampled(_masked(one.predictions, part), base) for title, one in told.items()}
+    found = resample(experiment, told)
+    return compare(experiment, found, rows_of(told, found), sample)
+
+
+def resample(
+    experiment: Experiment, told: Mapping[str, Told], populations: Mapping[str, npt.NDArray[Any]] = {}
+) -> Found:
+    """The metrics of every slice and title; the users to draw from are those of the slice's rows unless named."""
+    return {
+        part: {
+            title: _resampled(masked(one.predictions, part), experiment.base, populations.get(part))
+            for title, one in told.items()
+        }
         for part in SLICES
     }
-    reference = {part: found[config.reference] for part, found in resampled.items()}
+
+
+def rows_of(told: Mapping[str, Told], found: Found) -> dict[str, Row]:
+    """Counts, means, spreads and the values of each seed."""
+    return {
+        title: Row(
+            seeds=sorted(one.predictions),
+            failures=one.failures,
+            counts={part: _counts(masked(one.predictions, part)) for part in SLICES},
+            metrics={part: _metrics(found[part][title], sorted(one.predictions)) for part in SLICES},
+        )
+        for title, one in told.items()
+    }
+
+
+def compare(experiment: Experiment, found: Found, rows: Mapping[str, Row], sample: str) -> dict[str, Any]:
+    """The rows with their differences from the reference, and who is best."""
+    config, base = experiment.config, experiment.base
+    reference = {part: found[part][config.reference] for part in SLICES}
     return {
         "experiment": config.name,
         "dataset": base.data.dataset,
@@ -46,25 +87,25 @@ def summarise(experiment: Experiment, told: Mapping[str, Told], sample: str) -> 
                 "system": config.systems[title].system.value,
                 "is_trained": is_trained(config.systems[title].system),
                 "set": dict(config.systems[title].set),
-                "seeds": sorted(one.predictions),
-                "failures": {str(seed): reason for seed, reason in sorted(one.failures.items())},
-                "relative_improvement": _relative(resampled["all"][title], reference["all"]),
+                "seeds": list(row.seeds),
+                "failures": {str(seed): reason for seed, reason in sorted(row.failures.items())},
+                "relative_improvement": _relative(found["all"][title], reference["all"]),
                 "slices": {
                     part: {
-                        "counts": _counts(_masked(one.predictions, part)),
-                        "metrics": _metrics(resampled[part][title], sorted(one.predictions)),
-                        "minus_reference": _minus(resampled[part][title], reference[part]),
+                        "counts": row.counts[part],
+                        "metrics": row.metrics[part],
+                        "minus_reference": _minus(found[part][title], reference[part]),
                     }
                     for part in SLICES
                 },
             }
-            for title, one in told.items()
+            for title, row in rows.items()
         },
-        "best": {part: {metric: _best(resampled[part], metric) for metric in COMPARED} for part in SLICES},
+        "best": {part: {metric: _best(found[part], metric) for metric in COMPARED} for part in SLICES},
     }
 
 
-def _masked(predictions: Mapping[int, pd.DataFrame], part: str) -> dict[int, pd.DataFrame]:
+def masked(predictions: Mapping[int, pd.DataFrame], part: str) -> dict[int, pd.DataFrame]:
     """The rows of a slice."""
     masks = {
         "warm": lambda frame: frame["is_warm"],
@@ -74,7 +115,9 @@ def _masked(predictions: Mapping[int, pd.DataFrame], part: str) -> dict[int, pd.
     return {seed: frame[masks[part](frame)] if part in masks else frame for seed, frame in predictions.items()}
 
 
-def _resampled(predictions: Mapping[int, pd.DataFrame], base: Config) -> Resampled | None:
+def _resampled(
+    predictions: Mapping[int, pd.DataFrame], base: Config, population: npt.NDArray[Any] | None
+) -> Resampled | None:
     """None without predictions."""
     if not predictions:
         return None
@@ -87,6 +130,7 @@ def _resampled(predictions: Mapping[int, pd.DataFrame], base: Config) -> Resampl
         cutoff=settings.cutoff,
         resamples=settings.bootstrap,
         seed=base.seed,
+        population=population,
     )
 
 
@@ -106,9 +150,9 @@ def _metrics(found: Resampled | None, seeds: Sequence[int]) -> dict[str, Any]:
         values = [each[name] for each in found.each]
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
         result[name] = {
-            "mean": _plain(found.values[name]),
-            "sd": _plain(spread),
-            "seeds": {str(seed): _plain(value) for seed, value in zip(seeds, values, strict=True)},
+            "mean": plain(found.values[name]),
+            "sd": plain(spread),
+            "seeds": {str(seed): plain(value) for seed, value in zip(seeds, values, strict=True)},
         }
     return result
 
@@ -125,7 +169,7 @@ def _relative(found: Resampled | None, reference: Resampled | None) -> float | N
     if found is None or reference is None:
         return None
     own, other = (one.values["auc"] + one.values["uauc"] for one in (found, reference))
-    return _plain(own / other - 1) if other else None
+    return plain(own / other - 1) if other else None
 
 
 def _best(resampled: Mapping[str, Resampled | None], metric: str) -> dict[str, Any] | None:
@@ -146,8 +190,9 @@ def _best(resampled: Mapping[str, Resampled | None], metric: str) -> dict[str, A
 
 
 def _as_dict(difference: Difference) -> dict[str, float | None]:
-    return {key: _plain(value) for key, value in difference._asdict().items()}
+    return {key: plain(value) for key, value in difference._asdict().items()}
 
 
-def _plain(value: float) -> float | None:
+def plain(value: float) -> float | None:
+    """None for what is no number."""
     return float(value) if math.isfinite(value) else None

@@ -14,7 +14,7 @@ from rayrec.config import STORE, Config, fingerprint, identity
 from rayrec.config.section import Section
 from rayrec.errors import InputError
 from rayrec.search.space import lineage
-from rayrec.settings import explain, load, override, read_tree, validate, with_values
+from rayrec.settings import explain, override, read_tree, validate, with_values
 from rayrec.stages import SYSTEMS, StageName, SystemName
 
 # One value for all systems, or the tables would compare what cannot be compared.
@@ -27,6 +27,8 @@ _COMMON = (
     "evaluation.cutoff",
     "evaluation.bootstrap",
 )
+
+_SPLIT = "data.split"
 
 
 class SystemEntry(Section):
@@ -49,26 +51,38 @@ class Experiment(Section):
     """A checked experiment with its base configuration resolved."""
 
     config: ExperimentConfig
-    base: Config
+    base: Config  # of the first fold, where there are several
+    folds: int | None = None  # run all of so many forward-chained folds; None: the base's one split
 
     @property
     def identity(self) -> dict[str, Any]:
         """What the experiment's name stands for; systems and seeds may be changed and added."""
-        return {"base": identity(self.base)}
+        return {"base": self.of_all_folds(identity(self.base))}
+
+    @property
+    def each_fold(self) -> tuple[int | None, ...]:
+        """The folds, from 1; None for the base's one split."""
+        return (None,) if self.folds is None else tuple(range(1, self.folds + 1))
+
+    def of_all_folds(self, base: dict[str, Any]) -> dict[str, Any]:
+        """The base as plain data, with all folds in the first one's place."""
+        return base if self.folds is None else with_values(base, {_SPLIT: {"folds": self.folds}})
 
     def seeds(self, title: str) -> tuple[int, ...]:
         """Training seeds of a row of the tables: one where nothing is trained, for all would give the same."""
         seeds = self.config.seeds
         return seeds if is_trained(self.config.systems[title].system) else seeds[:1]
 
-    def configuration(self, title: str, seed: int) -> Config:
-        """The configuration of one system and seed.
+    def configuration(self, title: str, seed: int, fold: int | None = None) -> Config:
+        """The configuration of one system, seed and fold; the base's split where no fold is named.
 
         Raises:
             InputError: the values do not go together.
         """
         tree = with_values(self.base.model_dump(mode="json"), self.config.systems[title].set)
         name = f"{self.config.name}-{self.slugs[title]}-{seed}"  # for trackers
+        if fold is not None:
+            tree, name = with_values(tree, {f"{_SPLIT}.fold": fold}), f"{name}-fold-{fold}"
         return validate(tree | {"seed": seed, "name": name}, f"systems.{title}.set")
 
     @cached_property
@@ -110,11 +124,30 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     except ValidationError as error:
         raise InputError(f"{origin}: {explain(error, ExperimentConfig)}") from None
     _check_names(config, origin)
-    plain = load(path.parent / config.base)
-    base = validate(with_values(plain.model_dump(mode="json"), config.set) | {"name": config.name}, f"{origin}: set")
-    experiment = Experiment(config=config, base=base)
+    base, folds = _base(path.parent / config.base, config, origin)
+    experiment = Experiment(config=config, base=base, folds=folds)
+    _check_splits(experiment, origin)
     _check_systems(experiment, origin)
     return experiment
+
+
+def _base(path: Path, config: ExperimentConfig, origin: str) -> tuple[Config, int | None]:
+    """The base with the experiment's values on top, and its folds: ``{folds: 3}`` alone stands for all of them."""
+    written = read_tree(path)
+    plain = validate(_with_fold(written)[0], str(path)).model_dump(mode="json")
+    split = written.get("data", {}).get("split", {})  # without its defaults, which do not go with folds
+    tree, has_all = _with_fold(with_values(with_values(plain, {_SPLIT: split}), config.set))
+    base = validate(tree | {"name": config.name}, f"{origin}: set")
+    return base, base.data.split.folds if has_all else None
+
+
+def _with_fold(tree: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The tree with the first fold named, where it asks for folds and names none; and whether it does."""
+    data = tree.get("data")
+    split = data.get("split") if isinstance(data, dict) else None
+    if not isinstance(split, dict) or split.get("folds") is None or split.get("fold") is not None:
+        return tree, False
+    return with_values(tree, {f"{_SPLIT}.fold": 1}), True
 
 
 def _check_entries(systems: Any, origin: str) -> None:
@@ -143,6 +176,17 @@ def _check_names(config: ExperimentConfig, origin: str) -> None:
             if common is not None:
                 raise InputError(
                     f"{origin}: systems.{title}.set.{key}: all systems share {common}; set it for the whole experiment"
+                )
+
+
+def _check_splits(experiment: Experiment, origin: str) -> None:
+    """Folds are the whole experiment's: the same for all systems."""
+    for title, entry in experiment.config.systems.items() if experiment.folds else ():
+        for key in entry.set:
+            if key == "data" or f"{key}.".startswith(f"{_SPLIT}."):
+                raise InputError(
+                    f"{origin}: systems.{title}.set.{key}: all systems share the {experiment.folds} folds; set"
+                    f" {_SPLIT} for the whole experiment"
                 )
 
 

@@ -1,4 +1,4 @@
-"""An experiment from its file to its tables. Pairs of system and seed run in order, one after another.
+"""An experiment from its file to its tables. Pairs of system and seed, fold by fold if there are several, run in order.
 
 The same command goes on where a killed one was; it tries again what failed and repeats nothing that is finished.
 """
@@ -19,8 +19,9 @@ from rayrec.binding import EXPERIMENT, bind, is_bound, package_versions
 from rayrec.data import columns as c
 from rayrec.data.rows import RowSource
 from rayrec.errors import DivergedError, InputError
+from rayrec.experiment.folds import summarise_folds
 from rayrec.experiment.pairs import Pair, all_pairs, experiment_folder, variants
-from rayrec.experiment.results import Told, summarise
+from rayrec.experiment.results import Told
 from rayrec.experiment.settings import Experiment, needed_stages
 from rayrec.pipeline import quieten, train_run
 from rayrec.preparation import prepare_prompts, prepare_rows
@@ -94,16 +95,17 @@ def is_prepared(experiment: Experiment) -> bool:
 
 def _prepare(experiment: Experiment, room: dict[str, float]) -> None:
     """Every variant of the data once; prompts only where a system reads them."""
-    first: tuple[str, pd.DataFrame] | None = None
+    firsts: dict[int | None, tuple[str, pd.DataFrame]] = {}  # of each fold
     for variant in variants(experiment):
         for config in variant.configs:
             check_fits(config.cluster, room)
         made = prepare_rows(variant.configs[0].model_copy(update={"seed": experiment.base.seed}), variant.data)
-        print(f"data  {'prepared' if made else 'prepared before'}: {variant.data.folder}", flush=True)
+        fold = "" if variant.fold is None else f"fold {variant.fold}, "
+        print(f"data  {fold}{'prepared' if made else 'prepared before'}: {variant.data.folder}", flush=True)
         if variant.reads_text:
             prepare_prompts(variant.configs[0], variant.data)
         rows = _sampled_rows(Run(variant.configs[0], prepared=variant.data.folder))
-        first = first or (variant.titles[0], rows)
+        first = firsts.setdefault(variant.fold, (variant.titles[0], rows))
         if not rows.equals(first[1]):
             raise InputError(
                 f"systems.{variant.titles[0]}.set: its test rows are not those of {first[0]!r}, and only the same rows"
@@ -154,21 +156,23 @@ def _one_line(error: Exception) -> str:
 
 def _write(experiment: Experiment, pairs: Sequence[Pair], failures: _Failures, folder: str) -> dict[str, Any]:
     """Predictions under their titles, ``results.json`` and the report; the same pairs give the same bytes."""
-    told = {}
+    told: dict[int | None, dict[str, Told]] = {fold: {} for fold in experiment.each_fold}
     for title in experiment.config.systems:
-        own = [pair for pair in pairs if pair.title == title]
-        contents = {pair.seed: storage.read_bytes(pair.predictions) for pair in own if pair.is_finished}
-        lost = {p.seed: failures.pairs.get(p.fingerprint, "not run") for p in own if not p.is_finished}
-        frames = {seed: pd.read_parquet(io.BytesIO(content)) for seed, content in contents.items()}
-        told[title] = Told(predictions=frames, failures=lost)
-        _replace(
-            storage.join(folder, "predictions", experiment.slugs[title]),
-            {f"{seed}.parquet": content for seed, content in contents.items()},
-        )
+        files: dict[str, bytes] = {}
+        for fold, of_fold in told.items():
+            own = [pair for pair in pairs if (pair.title, pair.fold) == (title, fold)]
+            contents = {pair.seed: storage.read_bytes(pair.predictions) for pair in own if pair.is_finished}
+            lost = {p.seed: failures.pairs.get(p.fingerprint, "not run") for p in own if not p.is_finished}
+            frames = {seed: pd.read_parquet(io.BytesIO(content)) for seed, content in contents.items()}
+            of_fold[title] = Told(predictions=frames, failures=lost)
+            start = "" if fold is None else f"fold-{fold}-seed-"
+            files |= {f"{start}{seed}.parquet": content for seed, content in contents.items()}
+        _replace(storage.join(folder, "predictions", experiment.slugs[title]), files)
     place = storage.join(folder, "predictions")
     for name in set(storage.names(place)) - set(experiment.slugs.values()):  # of a title that is no more
         storage.delete(storage.join(place, name))
-    results = summarise(experiment, told, describe_sample(pairs[0].run))
+    firsts = {fold: next(pair.run for pair in pairs if pair.fold == fold) for fold in told}
+    results = summarise_folds(experiment, told, {fold: describe_sample(run) for fold, run in firsts.items()})
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     storage.write_text(storage.join(folder, RESULTS), text)
     with tempfile.TemporaryDirectory() as scratch:
@@ -191,7 +195,7 @@ def _report(experiment: Experiment, results: Mapping[str, Any]) -> ExperimentRep
         title=f"{experiment.config.name}: {experiment.base.data.dataset}",
         results=results,
         config_yaml=yaml.safe_dump(
-            {"base": base} | experiment.config.model_dump(mode="json", include=_UNBOUND),
+            {"base": experiment.of_all_folds(base)} | experiment.config.model_dump(mode="json", include=_UNBOUND),
             sort_keys=False,
             allow_unicode=True,
         ),
@@ -211,6 +215,12 @@ def _notes(experiment: Experiment) -> list[str]:
         "The checkpoint of each stage was chosen on validation AUC; the test rows were scored once, at the end.",
         f"The backbone ran in {base.engine.precision}; its two answer logits are computed in fp32.",
     ]
+    if experiment.folds:
+        notes.insert(
+            2,
+            "Each fold trains on all rows before those that it validates and tests on, so the larger training sets hold"
+            f" the smaller ones. Intervals and p values are for these {experiment.folds} folds alone.",
+        )
     if base.data.dataset == "synthetic":
         notes.insert(0, "The data is generated: these figures show that the machinery works and nothing else.")
     return notes
@@ -226,6 +236,8 @@ def _print_result(results: Mapping[str, Any], folder: str) -> None:
     for title, row in results["systems"].items():
         for seed, reason in row["failures"].items():
             print(f"failed  {title}, seed {seed}: {reason}")
+    if "folds" in results:
+        print(f"means over {len(results['folds'])} folds, ± over seeds within them; each fold's are in the report")
     print(f"report  {storage.join(folder, 'report', 'index.html')}")
 
 

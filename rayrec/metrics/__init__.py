@@ -1,5 +1,6 @@
 """How good scored rows are, and how sure that is: arrays in, numbers out. Knows neither torch nor Ray."""
 
+from rayrec.metrics.folds import mean_of_folds, pooled_deviation
 from rayrec.metrics.pointwise import METRICS
 from rayrec.metrics.significance import (
     SLICES,
@@ -21,7 +22,9 @@ __all__ = [
     "Resampled",
     "evaluate",
     "evaluate_slices",
+    "mean_of_folds",
     "paired_difference",
+    "pooled_deviation",
     "pooled_difference",
     "resampled_mean",
 ]

@@ -208,24 +208,32 @@ def resampled_mean(
     cutoff: float = 0.5,
     resamples: int = 1000,
     seed: int = 0,
+    population: npt.ArrayLike | None = None,
 ) -> Resampled:
     """Every metric of ``METRICS`` as its mean over ``scores``, under the same resamples of users for each.
 
     Args:
         user_id: as in ``evaluate``; so are ``label``, ``cutoff``, ``resamples`` and ``seed``.
         scores: one or more times a probability for each row; shape (rows,) each. Usually one of each training seed.
+        population: users to draw from, those of the rows among them; None: those of the rows. Calls with the same
+            population, resamples and seed draw the same users, whatever rows each call is of.
 
     Raises:
-        ValueError: as ``evaluate``.
+        ValueError: as ``evaluate``; or a row's user is not in the population.
     """
     users, labels, _ = _checked(user_id, label, scores[0])
     names, index = np.unique(users, return_inverse=True)
+    drawn = names if population is None else np.unique(population)
+    if not np.isin(names, drawn).all():
+        raise ValueError("a row's user is not in the population that users are drawn from")
+    at = np.searchsorted(drawn, names)
     scored = [_Scored.of(index, labels, _checked(users, labels, score)[2], cutoff=cutoff) for score in scores]
     draws: dict[str, list[FloatArray]] = {name: [np.empty(0)] for name in METRICS}
-    for weights in _user_weights(len(names), len(index), resamples, seed):
-        each = [one.under(weights) for one in scored]
-        for name in METRICS:
-            draws[name].append(np.mean([found[name] for found in each], axis=0))
+    if len(names) > 1:  # else every resample would be the same: an interval of width 0 that means nothing
+        for weights in _user_weights(len(drawn), len(index), resamples, seed):
+            each = [one.under(weights.take(at, axis=1)) for one in scored]
+            for name in METRICS:
+                draws[name].append(np.mean([found[name] for found in each], axis=0))
     each_values = tuple(one.values for one in scored)
     return Resampled(
         values={name: math.fsum(values[name] for values in each_values) / len(scored) for name in METRICS},
@@ -271,9 +279,7 @@ def _checked(
 
 
 def _user_weights(users: int, rows: int, resamples: int, seed: int) -> Iterator[FloatArray]:
-    """Blocks of shape (some resamples, users): how often each user was drawn. None for fewer than two users."""
-    if users < 2:  # every resample would be the same: an interval of width 0 that means nothing
-        return
+    """Blocks of shape (some resamples, users): how often each user was drawn; the same for blocks of any size."""
     generator = np.random.default_rng(seed)
     block = max(1, _BLOCK // rows)
     for start in range(0, resamples, block):

@@ -19,7 +19,8 @@ Results = Mapping[str, Any]  # what ``results.json`` holds
 
 def experiment_tables(results: Results) -> list[Table]:
     """All of them, in the order of the page."""
-    return [_main_table(results), _difference_table(results), _slice_table(results)]
+    tables = [_main_table(results), _difference_table(results), _slice_table(results)]
+    return [*tables, _fold_table(results)] if "folds" in results else tables
 
 
 def _main_table(results: Results) -> Table:
@@ -39,7 +40,7 @@ def _main_table(results: Results) -> Table:
     tested = (text for name in _TESTED for text in (f"Δ {METRIC_TITLES[name]}", "p"))
     return Table(
         name="results",
-        caption=f"Mean ± sample standard deviation over training seeds; without it: one seed, or nothing to train. "
+        caption=f"{_means(results)}; without it: one seed, or nothing to train. "
         f"F1: of the class “like”, at a cutoff of {results['cutoff']:g}. Rel. Imp.: gain of AUC + UAUC over "
         f"“{results['reference']}”. Δ: minus “{results['reference']}”, {_paired(results)}. {_bold()} "
         f"{_sample(results)}",
@@ -88,15 +89,55 @@ def _slice_table(results: Results) -> Table:
     return Table(
         name="slices",
         caption="Warm: user and item are both well represented in training; cold: the rest; strict cold: neither occurs"
-        f" in training. Mean ± sample standard deviation over training seeds. {_bold()} {_sample(results)}",
+        f" in training. {_means(results)}.{_summed(results)} {_bold()} {_sample(results)}",
         header=("Slice", "System", *(METRIC_TITLES[name] for name in _BY_SLICE), "Rows", "Users in UAUC"),
         rows=tuple(rows),
         csv=pd.DataFrame(records),
     )
 
 
+def _fold_table(results: Results) -> Table:
+    """Each fold's own means, over all its test rows; the CSV file has the slices, too."""
+    rows, records = [], []
+    for fold, own in results["folds"].items():
+        for index, (title, system) in enumerate(own["systems"].items()):
+            counts, minus = (system["slices"]["all"][key] for key in ("counts", "minus_reference"))
+            cells = [Cell("" if index else fold, number=False), Cell(title, series=index, number=False)]
+            cells += _mean_cells(own, title, "all", _BY_SLICE)
+            cells += [Cell(_signed(_of(minus, "auc", "value"))), Cell(_p(_of(minus, "auc", "p")))]
+            cells += [Cell(_count(counts, key)) for key in ("rows", "users_with_both_classes")]
+            rows.append((*cells, Cell(_seeds(system))))
+            for part, found in system["slices"].items():
+                record = {"fold": fold, "slice": part, "title": title, "system": system["system"], **found["counts"]}
+                records.append(record | _mean_record(system, part, _BY_SLICE))
+    return Table(
+        name="folds",
+        caption="Each fold alone, in the order of time. Mean ± sample standard deviation over training seeds. Δ: minus "
+        f"“{results['reference']}”, with the two-sided p of the same bootstrap. {_bold()} {_sample(results)}",
+        header=(
+            *("Fold", "System", *(METRIC_TITLES[name] for name in _BY_SLICE)),
+            *(f"Δ {METRIC_TITLES['auc']}", "p", "Rows", "Users in UAUC", "Seeds"),
+        ),
+        rows=tuple(rows),
+        csv=pd.DataFrame(records),
+    )
+
+
+def _means(results: Results) -> str:
+    if "folds" not in results:
+        return "Mean ± sample standard deviation over training seeds"
+    return f"Mean over {len(results['folds'])} folds ± standard deviation over training seeds, pooled within folds"
+
+
+def _summed(results: Results) -> str:
+    return " Rows and users are summed over folds." if "folds" in results else ""
+
+
 def _paired(results: Results) -> str:
-    return f"mean over seeds, two-sided p of a paired bootstrap over users ({results['resamples']:,} resamples)"
+    over, users = "seeds", "users"
+    if "folds" in results:
+        over, users = "folds and seeds", "users, each with the rows of all folds"
+    return f"mean over {over}, two-sided p of a paired bootstrap over {users} ({results['resamples']:,} resamples)"
 
 
 def _bold() -> str:

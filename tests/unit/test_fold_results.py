@@ -1,0 +1,490 @@
+"""An experiment of folds: what its file may say, its pairs, and the means, spreads and differences of all folds."""
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+import yaml
+from pages import assert_ids_are_unique, assert_needs_no_network
+from sklearn import metrics as reference
+
+from rayrec import storage
+from rayrec.binding import EXPERIMENT, bind, is_bound
+from rayrec.data.columns import PREDICTIONS_SCHEMA
+from rayrec.errors import InputError
+from rayrec.experiment import study
+from rayrec.experiment.folds import summarise_folds
+from rayrec.experiment.pairs import Pair, all_pairs, variants
+from rayrec.experiment.plan import print_experiment_plan
+from rayrec.experiment.results import COMPARED, Told, summarise
+from rayrec.experiment.settings import Experiment, load_experiment
+from rayrec.metrics import mean_of_folds, pooled_deviation, pooled_difference, resampled_mean
+from rayrec.report import ExperimentReportData, write_experiment_report
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAIN: dict[str, Any] = {
+    "name": "e",
+    "base": str(ROOT / "configs" / "smoke.yaml"),
+    "seeds": [0, 1],
+    "reference": "SASRec",
+    "systems": {
+        "Floor": {"system": "bias_floor"},
+        "SASRec": {"system": "sasrec"},
+        "MF": {"system": "sasrec", "set": {"encoder.kind": "mf"}},
+    },
+}
+TWO = {"data.split": {"folds": 2}}
+Scores = npt.NDArray[np.float64]
+Predictions = dict[int | None, dict[str, dict[int, pd.DataFrame]]]  # fold -> title -> seed
+
+
+def experiment(folder: Path, values: Mapping[str, Any] = TWO, *options: str, **changes: Any) -> Experiment:
+    path = folder / "e.yaml"
+    tree = PLAIN | {"set": {"storage": str(folder / "runs"), **values}} | changes
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return load_experiment(path, options)
+
+
+def based(folder: Path, split: Mapping[str, Any]) -> str:
+    """A base of its own."""
+    tree = yaml.safe_load((ROOT / "configs" / "smoke.yaml").read_text())
+    tree["data"]["split"] = dict(split)
+    (folder / "base.yaml").write_text(yaml.safe_dump(tree))
+    return "base.yaml"
+
+
+# Its file
+
+
+def test_folds_are_asked_for_in_the_base_in_the_file_and_by_an_option(tmp_path: Path) -> None:
+    found = [
+        experiment(tmp_path, {}, base=based(tmp_path, {"folds": 3})),
+        experiment(tmp_path, {"data.split": {"folds": 3}}),
+        experiment(tmp_path, {"data.split.folds": 3}),
+        experiment(tmp_path, {}, "set.data.split={folds: 3}"),
+        experiment(tmp_path, {}, "set.data.split.folds=3"),
+        experiment(tmp_path, {"data.split": {"folds": 3}}, base=based(tmp_path, {"train": 0.7, "valid": 0.1})),
+    ]
+    for one in found:
+        assert one.folds == 3 and one.each_fold == (1, 2, 3)
+        assert one.identity["base"]["data"]["split"] == {"folds": 3}
+        assert [one.configuration("MF", 1, fold).data.split.fold for fold in one.each_fold] == [1, 2, 3]
+        assert len({one.configuration("MF", 1, fold).name for fold in one.each_fold}) == 3
+
+
+def test_one_fold_is_an_ordinary_split(tmp_path: Path) -> None:
+    for one in (
+        experiment(tmp_path, {"data.split": {"folds": 3, "fold": 2}}),
+        experiment(tmp_path, {"data.split.fold": 2}, base=based(tmp_path, {"folds": 3})),
+    ):
+        assert one.folds is None and one.each_fold == (None,)
+        assert one.base.data.split.cuts(50) == (20, 30, 40)
+    plain = experiment(tmp_path, {})
+    assert plain.folds is None and plain.identity["base"]["data"]["split"] == {"train": 0.8, "valid": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("values", "own", "message"),
+    [
+        (TWO, {"data.split": {"train": 0.7}}, r"systems\.X\.set\.data\.split: all systems share the 2 folds"),
+        (TWO, {"data.split.fold": 2}, r"systems\.X\.set\.data\.split\.fold: all systems share the 2 folds"),
+        (TWO, {"data": {"history": 3}}, r"systems\.X\.set\.data: all systems share the 2 folds"),
+        ({}, {"data.split": {"folds": 2}}, r"systems\.X\.set: data\.split: 2 folds are as many runs; name one"),
+        ({"data.split": {"folds": 2, "train": 0.5}}, {}, r"set: data\.split: folds are blocks of equal size"),
+        ({"data.split": {"folds": "two"}}, {}, r"set: data\.split\.folds: Input should be a valid integer"),
+    ],
+)
+def test_bad_folds_are_one_line(values: dict[str, Any], own: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        experiment(tmp_path, values, systems=PLAIN["systems"] | {"X": {"system": "icl", "set": own}})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_system_may_have_other_prompts_in_the_same_folds(tmp_path: Path) -> None:
+    of = experiment(tmp_path, systems=PLAIN["systems"] | {"X": {"system": "icl", "set": {"data.history": 3}}})
+    assert [(one.fold, one.titles) for one in variants(of)] == [
+        (1, ["Floor", "SASRec", "MF"]),
+        (1, ["X"]),
+        (2, ["Floor", "SASRec", "MF"]),
+        (2, ["X"]),
+    ]
+
+
+def test_a_name_stands_for_its_folds(tmp_path: Path) -> None:
+    folder = str(tmp_path / "runs" / "e")
+    bind(folder, EXPERIMENT, experiment(tmp_path).identity, {})
+    assert is_bound(folder, EXPERIMENT, experiment(tmp_path, seeds=[4]).identity)
+    with pytest.raises(InputError, match=r"another configuration \(base\.data\.split\.folds: 2 -> 3\)"):
+        is_bound(folder, EXPERIMENT, experiment(tmp_path, {"data.split": {"folds": 3}}).identity)
+
+
+# Its pairs
+
+
+def addressed(of: Experiment) -> list[Pair]:
+    """All pairs, as if their data were prepared; the folds' files differ."""
+    for number, variant in enumerate(variants(of)):
+        manifest = {"users": 2, "items": 3, "mean_liked_per_training_user": 2.4}
+        manifest |= {"files": {"train.parquet": f"a{number}"}}
+        manifest |= {"splits": {split: {"rows": 9 + number} for split in ("train", "valid", "test")}}
+        storage.write_text(f"{variant.data.folder}/manifest.json", json.dumps(manifest))
+        storage.write_text(f"{variant.data.folder}/prompts/prompts.json", json.dumps({"files": {"train": "b2"}}))
+    return all_pairs(of)
+
+
+def test_a_pair_is_a_system_a_seed_and_a_fold(tmp_path: Path) -> None:
+    pairs = addressed(experiment(tmp_path))
+    assert [pair.label for pair in pairs] == [
+        *("Floor, fold 1", "Floor, fold 2"),
+        *("SASRec, seed 0, fold 1", "SASRec, seed 1, fold 1", "SASRec, seed 0, fold 2", "SASRec, seed 1, fold 2"),
+        *("MF, seed 0, fold 1", "MF, seed 1, fold 1", "MF, seed 0, fold 2", "MF, seed 1, fold 2"),
+    ]
+    assert len({pair.fingerprint for pair in pairs}) == len({pair.run.folder for pair in pairs}) == len(pairs)
+    trained = [job.fingerprint for pair in pairs for job in pair.jobs.values()]
+    assert len(set(trained)) == len(trained) == 8  # no stage serves two folds
+    assert {pair.run.data.folder for pair in pairs} == {one.data.folder for one in variants(experiment(tmp_path))}
+
+
+def test_an_experiment_of_one_fold_has_the_pairs_of_that_fold(tmp_path: Path) -> None:
+    both = {pair.fingerprint: pair.fold for pair in addressed(experiment(tmp_path))}
+    one = all_pairs(experiment(tmp_path, {"data.split": {"folds": 2, "fold": 1}}))
+    assert {both[pair.fingerprint] for pair in one} == {1} and len(one) == 5
+
+
+def test_a_plan_shows_the_folds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of = experiment(tmp_path)
+    print_experiment_plan(of)
+    before = capsys.readouterr().out
+    assert "fold 1     block 1 of 4 train, 2 valid, 3 test\n" in before
+    assert "fold 2     blocks 1 to 2 of 4 train, 3 valid, 4 test\n" in before and "10 pairs at most" in before
+    addressed(of)
+    print_experiment_plan(of)
+    after = capsys.readouterr().out
+    assert "fold 1     block 1 of 4 train, 2 valid, 3 test; 9, 9, 9 rows\n" in after
+    assert "10 of 10 pairs, for which 8 stages are to be trained" in after
+
+
+def test_systems_must_be_tested_on_the_same_rows_of_a_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folds differ in their rows, and that is as it should be."""
+    of = experiment(tmp_path, systems=PLAIN["systems"] | {"X": {"system": "icl", "set": {"data.history": 3}}})
+    folds = {one.data.folder: (one.fold, one.titles) for one in variants(of)}
+    monkeypatch.setattr(study, "prepare_rows", lambda config, data: True)
+    monkeypatch.setattr(study, "prepare_prompts", lambda config, data: None)
+    monkeypatch.setattr(study, "_sampled_rows", lambda run: pd.DataFrame({"fold": [folds[run.data.folder][0]]}))
+    study._prepare(of, {"CPU": 99})
+    monkeypatch.setattr(study, "_sampled_rows", lambda run: pd.DataFrame({"rows": folds[run.data.folder]}))
+    with pytest.raises(InputError, match=r"systems\.X\.set: its test rows are not those of 'Floor'"):
+        study._prepare(of, {"CPU": 99})
+
+
+# Its numbers
+
+
+def pairs_won(label: npt.NDArray[Any], score: Scores) -> float:
+    """AUC: each like against each dislike."""
+    above = score[label == 1][:, None] - score[label == 0]
+    return float(((above > 0) + (above == 0) / 2).mean())
+
+
+def metrics_of(user: npt.NDArray[Any], label: npt.NDArray[Any], score: Scores, cutoff: float = 0.5) -> Scores:
+    """COMPARED, the slow way."""
+    groups = [np.flatnonzero(user == one) for one in np.unique(user)]
+    both = [group for group in groups if len(set(label[group])) == 2]
+    each = [
+        pairs_won(label, score),
+        np.mean([pairs_won(label[group], score[group]) for group in both]),
+        reference.log_loss(label, score),
+        reference.accuracy_score(label, score >= cutoff),
+        reference.f1_score(label, score >= cutoff),
+    ]
+    return np.array(each)
+
+
+def test_pooled_differences_equal_those_of_a_slow_loop() -> None:
+    """Users of all folds are drawn one by one, each with its rows of every fold, a user drawn twice as two."""
+    draw = np.random.default_rng(11)
+    folds = []
+    for users, count in (((0, 9), 130), ((5, 16), 170), ((2, 12), 90)):
+        label = draw.integers(0, 2, count)
+        folds.append((3 * draw.integers(*users, count), label))
+    seeds = (2, 3)  # of system and other
+    scores = [
+        [np.clip(0.3 * label + draw.normal(0.35, 0.3, len(label)), 0, 1) for _ in range(sum(seeds))]
+        for _, label in folds
+    ]
+    population = np.unique(np.concatenate([user for user, _ in folds]))
+
+    def difference(drawn: npt.NDArray[Any]) -> Scores:
+        of_folds = []
+        for (user, label), scored in zip(folds, scores, strict=True):
+            parts = [np.flatnonzero(user == one) for one in drawn]
+            copies = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+            rows = np.concatenate(parts)
+            each = [metrics_of(copies, label[rows], score[rows], 0.4) for score in scored]
+            of_folds.append(np.mean(each[: seeds[0]], axis=0) - np.mean(each[seeds[0] :], axis=0))
+        return np.mean(of_folds, axis=0)
+
+    numbers = np.random.default_rng(4).integers(len(population), size=(25, len(population)))
+    draws = np.array([difference(population[one]) for one in numbers])
+    whole = difference(population)
+    pooled = [
+        mean_of_folds(
+            [
+                resampled_mean(user, label, scored[part], cutoff=0.4, resamples=25, seed=4, population=population)
+                for (user, label), scored in zip(folds, scores, strict=True)
+            ]
+        )
+        for part in (slice(seeds[0]), slice(seeds[0], None))
+    ]
+    found = pooled_difference(*pooled)
+    for name, value, column in zip(COMPARED, whole, draws.T, strict=True):
+        assert found[name].value == pytest.approx(value, abs=1e-12), name
+        assert found[name][1:3] == pytest.approx(np.percentile(column, [2.5, 97.5]), abs=1e-12), name
+        tail = min((column <= 0).sum(), (column >= 0).sum())
+        assert found[name].p == pytest.approx(min(1, 2 * (1 + tail) / 26)), name
+
+
+def test_a_user_of_several_folds_widens_the_interval() -> None:
+    """The same rows twice say nothing new; as two strangers they would."""
+    draw = np.random.default_rng(2)
+    user, label = np.repeat(np.arange(80), 6), draw.integers(0, 2, 480)
+    good, bad = (np.clip(label * k + draw.normal(0.3, 0.3, 480), 0, 1) for k in (0.4, 0.1))
+
+    def width(users: list[npt.NDArray[Any]]) -> float:
+        population = np.concatenate(users)
+        systems = [
+            mean_of_folds([resampled_mean(one, label, [score], population=population) for one in users])
+            for score in (good, bad)
+        ]
+        found = pooled_difference(*systems)["auc"]
+        return found.high - found.low
+
+    alone = pooled_difference(*(resampled_mean(user, label, [score]) for score in (good, bad)))["auc"]
+    assert width([user, user]) == pytest.approx(alone.high - alone.low, rel=1e-9)
+    assert width([user, user + 1000]) < 0.8 * width([user, user])
+
+
+def test_what_a_fold_leaves_undefined_stays_so() -> None:
+    many = resampled_mean([1, 1, 2, 2], [0, 1, 0, 1], [[0.1, 0.9, 0.2, 0.8]], resamples=30, population=[1, 2, 3])
+    single = resampled_mean([3, 3], [0, 1], [[0.1, 0.9]], resamples=30, population=[1, 2, 3])
+    likes = resampled_mean([1, 2], [1, 1], [[0.1, 0.9]], resamples=30, population=[1, 2, 3])
+    assert mean_of_folds([many, single]).values["auc"] == 1 and not len(mean_of_folds([many, single]).draws["auc"])
+    both = mean_of_folds([many, likes])
+    assert math.isnan(both.values["auc"]) and not math.isnan(both.values["accuracy"])
+    assert len(both.draws["auc"]) == 30 and np.isnan(both.draws["auc"]).all()
+    with pytest.raises(ValueError, match="a row's user is not in the population"):
+        resampled_mean([1, 4], [0, 1], [[0.1, 0.9]], population=[1, 2, 3])
+
+
+def test_a_pooled_deviation_by_hand() -> None:
+    assert pooled_deviation([[1, 3], [10, 10, 13]]) == pytest.approx(math.sqrt((2 + 6) / 3))
+    assert pooled_deviation([[0.2, 0.5, 0.9]]) == pytest.approx(np.std([0.2, 0.5, 0.9], ddof=1))
+    assert math.isnan(pooled_deviation([[1], [2]]))
+
+
+STRENGTH = {"Floor": 0.1, "SASRec": 0.5, "MF": 1.2}
+
+
+def invented(of: Experiment) -> Predictions:
+    """Predictions of rows that differ from fold to fold, with users in common; the stronger a title, the better."""
+    draw = np.random.default_rng(3)
+    predictions: Predictions = {}
+    for number, fold in enumerate(of.each_fold):
+        count = 500 + 100 * number
+        taste, warm = draw.normal(0, 1, count), draw.random(count) < 0.7
+        columns = {
+            "user_id": np.sort(draw.integers(10 * number, 40 + 10 * number, count)),
+            "item_id": draw.integers(1, 90, count),
+            "label": (taste > 0).astype(np.int8),
+            "is_warm": warm,
+            "is_strict_cold": ~warm & (draw.random(count) < 0.4),
+        }
+        predictions[fold] = {
+            title: {
+                seed: pd.DataFrame(
+                    columns | {"score": 1 / (1 + np.exp(-STRENGTH[title] * taste - draw.normal(0, 1, count)))}
+                )[PREDICTIONS_SCHEMA.names]
+                for seed in of.seeds(title)
+            }
+            for title in of.config.systems
+        }
+    return predictions
+
+
+def all_told(predictions: Predictions) -> dict[int | None, dict[str, Told]]:
+    return {
+        fold: {title: Told(predictions=frames, failures={}) for title, frames in titles.items()}
+        for fold, titles in predictions.items()
+    }
+
+
+SAMPLES: dict[int | None, str] = {1: "all rows.", 2: "some rows."}
+
+
+def test_the_numbers_follow_from_the_predictions_of_all_folds(tmp_path: Path) -> None:
+    of = experiment(tmp_path)
+    predictions = invented(of)
+    results = summarise_folds(of, all_told(predictions), SAMPLES)
+    slices = {
+        "all": lambda f: f,
+        "warm": lambda f: f[f.is_warm],
+        "cold": lambda f: f[~f.is_warm],
+        "strict_cold": lambda f: f[f.is_strict_cold],
+    }
+    means: dict[tuple[str, str], Scores] = {}
+    for title in of.config.systems:
+        for part, chosen in slices.items():
+            shown, folds, squares = results["systems"][title]["slices"][part], [], 0.0
+            for fold in (1, 2):
+                frames = [chosen(frame) for frame in predictions[fold][title].values()]
+                each = [metrics_of(f.user_id.to_numpy(), f.label.to_numpy(), f.score.to_numpy()) for f in frames]
+                own = results["folds"][str(fold)]["systems"][title]["slices"][part]["metrics"]
+                assert [own[name]["mean"] for name in COMPARED] == pytest.approx(np.mean(each, axis=0), abs=1e-12)
+                folds.append(np.array(each))
+                squares += ((folds[-1] - folds[-1].mean(axis=0)) ** 2).sum(axis=0)
+            means[title, part] = np.mean([one.mean(axis=0) for one in folds], axis=0)
+            assert [shown["metrics"][name]["mean"] for name in COMPARED] == pytest.approx(means[title, part], abs=1e-12)
+            if title == "Floor":
+                assert shown["metrics"]["auc"]["sd"] is None
+            else:
+                spread = np.sqrt(squares / 2)  # two folds of two seeds
+                assert [shown["metrics"][name]["sd"] for name in COMPARED] == pytest.approx(spread, abs=1e-12)
+            by_seed = np.mean(folds, axis=0)[:, 0]
+            assert list(shown["metrics"]["auc"]["seeds"].values()) == pytest.approx(by_seed, abs=1e-12)
+            counted = sum(len(chosen(predictions[fold][title][0])) for fold in (1, 2))
+            assert shown["counts"]["rows"] == counted
+            if title != "SASRec":
+                gain = [shown["minus_reference"][name]["value"] for name in COMPARED]
+                own_gain = [
+                    [
+                        results["folds"][f]["systems"][title]["slices"][part]["minus_reference"][n]["value"]
+                        for n in COMPARED
+                    ]
+                    for f in ("1", "2")
+                ]
+                assert gain == pytest.approx(np.mean(own_gain, axis=0), abs=1e-12)
+    sums = {title: means[title, "all"][:2].sum() for title in of.config.systems}
+    assert results["systems"]["MF"]["relative_improvement"] == pytest.approx(sums["MF"] / sums["SASRec"] - 1, abs=1e-12)
+    assert results["best"]["all"]["auc"]["title"] == "MF" and results["best"]["all"]["auc"]["is_significant"]
+    assert results["sample"] == "fold 1: all rows; fold 2: some rows"
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+
+
+def test_all_folds_have_equal_weight_and_one_draw_of_users(tmp_path: Path) -> None:
+    """The differences of a slice, out of ``resampled_mean``, with the slice's users in any fold as the population."""
+    of = experiment(tmp_path)
+    predictions = invented(of)
+    results = summarise_folds(of, all_told(predictions), SAMPLES)
+    cold = {
+        title: [{seed: f[~f.is_warm] for seed, f in predictions[fold][title].items()} for fold in (1, 2)]
+        for title in ("MF", "SASRec")
+    }
+    population = sorted(
+        {user for folds in cold.values() for frames in folds for f in frames.values() for user in f.user_id}
+    )
+    pooled = [
+        mean_of_folds(
+            [
+                resampled_mean(
+                    frames[0].user_id,
+                    frames[0].label,
+                    [f.score for f in frames.values()],
+                    resamples=200,
+                    population=population,
+                )
+                for frames in cold[title]
+            ]
+        )
+        for title in ("MF", "SASRec")
+    ]
+    expected = pooled_difference(*pooled)["uauc"]._asdict()
+    assert results["systems"]["MF"]["slices"]["cold"]["minus_reference"]["uauc"] == expected
+
+
+def report(results: Mapping[str, Any]) -> ExperimentReportData:
+    return ExperimentReportData(title="e", results=results, config_yaml="", versions={"rayrec": "1"}, notes=["One."])
+
+
+def test_what_failed_in_a_fold_is_told_and_has_no_mean(tmp_path: Path) -> None:
+    of = experiment(tmp_path)
+    told = all_told(invented(of))
+    mf = told[2]["MF"].predictions
+    told[2]["MF"] = Told(predictions={}, failures={0: "the loss diverged", 1: "no memory"})
+    told[1]["SASRec"] = Told(predictions={1: told[1]["SASRec"].predictions[1]}, failures={0: "gone"})
+    results = summarise_folds(of, told, SAMPLES)
+    row = results["systems"]["MF"]
+    assert row["failures"] == {"0": "fold 2: the loss diverged", "1": "fold 2: no memory"} and row["seeds"] == []
+    assert row["slices"]["all"] == {"counts": {}, "metrics": {}, "minus_reference": {}}
+    assert results["folds"]["1"]["systems"]["MF"]["slices"]["all"]["metrics"]["auc"]["mean"] > 0.5
+    sasrec = results["systems"]["SASRec"]
+    assert sasrec["seeds"] == [1] and sasrec["failures"] == {"0": "fold 1: gone"}
+    each = [
+        results["folds"][fold]["systems"]["SASRec"]["slices"]["all"]["metrics"]["auc"]["mean"] for fold in ("1", "2")
+    ]
+    assert sasrec["slices"]["all"]["metrics"]["auc"]["mean"] == pytest.approx(np.mean(each), abs=1e-12)
+    assert results["best"]["all"]["auc"]["title"] == "SASRec"  # MF is in no mean
+    page = write_experiment_report(report(results), tmp_path / "report").read_text()
+    assert "fold 2: the loss diverged" in page and ">0 of 2" in page and "nan<" not in page
+    text = (tmp_path / "report" / "tables" / "results.md").read_text()
+    assert "| MF | – | –" in text and len(mf) == 2
+
+
+def test_the_folds_have_a_table_of_their_own(tmp_path: Path) -> None:
+    of = experiment(tmp_path)
+    results = summarise_folds(of, all_told(invented(of)), SAMPLES)
+    page = write_experiment_report(report(results), tmp_path).read_text()
+    assert '<h2 id="folds">Folds</h2>' in page and "training seeds 0, 1, 2 folds; compared" in page
+    assert_needs_no_network(page)
+    assert_ids_are_unique(page)
+    assert {path.suffix for path in (tmp_path / "tables").glob("folds.*")} == {".csv", ".md", ".tex"}
+    table = pd.read_csv(tmp_path / "tables" / "folds.csv")
+    assert len(table) == 2 * 4 * 3  # folds, slices, titles
+    first = table[(table.fold == 2) & (table.slice == "warm") & (table.title == "MF")].iloc[0]
+    shown = results["folds"]["2"]["systems"]["MF"]["slices"]["warm"]
+    assert first.auc == shown["metrics"]["auc"]["mean"] and first.rows == shown["counts"]["rows"]
+    text = (tmp_path / "tables" / "folds.md").read_text()
+    mean = f"{results['folds']['2']['systems']['MF']['slices']['all']['metrics']['auc']['mean']:.4f}"
+    assert f"|  | MF | **{mean} ±" in text and "| 2 | Floor |" in text
+    assert "Mean over 2 folds ± standard deviation" in (tmp_path / "tables" / "results.md").read_text()
+    assert "Rows and users are summed over folds." in (tmp_path / "tables" / "slices.tex").read_text()
+
+
+def test_without_folds_nothing_is_told_of_them(tmp_path: Path) -> None:
+    of = experiment(tmp_path, {})
+    told = all_told(invented(of))
+    results = summarise_folds(of, told, {None: "all"})
+    assert results == summarise(of, told[None], "all") and "folds" not in results
+    page = write_experiment_report(report(results), tmp_path / "report").read_text()
+    assert "fold" not in page.lower().replace("scaffold", "")
+    assert not list((tmp_path / "report" / "tables").glob("folds.*"))
+
+
+def test_the_same_pairs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = experiment(tmp_path)
+    pairs, predictions = addressed(of), invented(of)
+    for pair in pairs:
+        sink = io.BytesIO()
+        predictions[pair.fold][pair.title][pair.seed].to_parquet(sink, index=False)
+        storage.write_bytes(pair.predictions, sink.getvalue())
+    monkeypatch.setattr(study, "describe_sample", lambda run: run.config.name)
+    folder = tmp_path / "runs" / "e"
+
+    def written() -> dict[str, bytes]:
+        study._write(of, pairs, study._Failures(), str(folder))
+        files = {path for path in folder.rglob("*") if path.is_file() and "pairs" not in path.parts}
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+    first = written()
+    names = {f"fold-{fold}-seed-{seed}.parquet" for fold in (1, 2) for seed in (0, 1)}
+    assert {name.rpartition("/")[2] for name in first if name.startswith("predictions/mf/")} == names
+    results = json.loads(first["results.json"])
+    assert results["sample"] == "fold 1: e-floor-0-fold-1; fold 2: e-floor-0-fold-2"
+    assert "split:\n      folds: 2\n" in first["report/index.html"].decode()
+    assert written() == first
