@@ -19,7 +19,7 @@ from rayrec.models.checkpoints import local_backbone
 from rayrec.report import ReportData, write_report
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, read_predictions, test_sample
-from rayrec.stages import SYSTEMS, StageName, SystemName, titles
+from rayrec.stages import StageName, SystemName, titles
 
 _EXAMPLES = 4
 
@@ -31,7 +31,7 @@ def write_metrics(run: Run) -> dict[str, Any]:
         system.value: evaluate_slices(
             read_predictions(run, system), cutoff=settings.cutoff, resamples=settings.bootstrap, seed=run.config.seed
         )
-        for system in SYSTEMS
+        for system in run.systems
     }
     storage.write_text(run.path("metrics.json"), json.dumps(metrics, indent=2) + "\n")
     return metrics
@@ -39,7 +39,8 @@ def write_metrics(run: Run) -> dict[str, Any]:
 
 def write_run_report(run: Run, metrics: dict[str, Any]) -> str:
     """The report of a finished run; returns the place of its page."""
-    predictions = {system: read_predictions(run, system) for system in SYSTEMS}
+    predictions = {system: read_predictions(run, system) for system in run.systems}
+    named = titles(run.config.encoder.kind)
     held = yaml.safe_load(storage.read_text(run.path("config.yaml")))
     data = ReportData(
         title=f"{run.config.name}: {run.config.data.dataset}",
@@ -47,9 +48,9 @@ def write_run_report(run: Run, metrics: dict[str, Any]) -> str:
         versions=package_versions(),
         manifest=run.manifest,
         metrics=metrics,
-        titles={system.value: title for system, title in titles(run.config.encoder.kind).items()},
+        titles={system.value: named[system] for system in run.systems},
         predictions={system.value: frame for system, frame in predictions.items()},
-        progress={stage.value: _progress(run, stage) for stage in StageName},
+        progress={stage.value: _progress(run, stage) for stage in run.stages},
         examples=_examples(run, predictions),
         sample=describe_sample(run),
         notes=_notes(run),

@@ -12,7 +12,7 @@ from rayrec.models.checkpoints import local_backbone
 from rayrec.preparation import prepare_prompts, prepare_rows
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, predictions_path, score_systems
-from rayrec.stages import STAGES, SYSTEMS, StageName, inherited, titles
+from rayrec.stages import StageName, titles
 from rayrec.training.cluster import connected
 from rayrec.training.job import StageJob
 from rayrec.training.launch import run_stages
@@ -23,13 +23,13 @@ from rayrec.training.trackers import check_trackers
 
 def full_pipeline(config: Config) -> None:
     """Everything, from sources to report."""
-    run = _start(config, list(STAGES))
+    run = _start(config, config.stages.of_a_run)
     if _is_finished(run):
         print("all stages are complete; nothing to do")
     else:
         with connected(config.cluster):
             _prepare(run)
-            train_run(run, list(STAGES))
+            train_run(run, run.stages)
             _evaluate(run)
     _print_result(run)
 
@@ -52,7 +52,7 @@ def train_only(config: Config, stage: StageName) -> None:
 
 def evaluate_only(config: Config) -> None:
     """Scores, metrics and report of a run whose stages are complete."""
-    run = _start(config, list(STAGES))
+    run = _start(config, config.stages.of_a_run)
     with connected(config.cluster):
         _evaluate(run)
     _print_result(run)
@@ -78,9 +78,9 @@ def _start(config: Config, stages: Sequence[StageName]) -> Run:
 
 def _is_finished(run: Run) -> bool:
     wanted = [run.path("metrics.json"), run.path("report", "index.html")]
-    wanted += [predictions_path(run, system) for system in SYSTEMS]
+    wanted += [predictions_path(run, system) for system in run.systems]
     there = run.data.is_complete and all(storage.exists(path) for path in wanted)
-    return there and all(run.holds(stage) for stage in STAGES)
+    return there and all(run.holds(stage) for stage in run.stages)
 
 
 def _prepare(run: Run) -> None:
@@ -137,10 +137,9 @@ def _check_stage(job: StageJob) -> None:
 def _check_parents(run: Run, stage: StageName) -> None:
     """Raises ``InputError`` where a part that the stage starts from is neither in the run nor in the store."""
     jobs = run.stage_jobs() if run.data.has_prompts else {}
-    for part, source in inherited(stage).items():
+    for part, source in run.config.stages.parents(stage).items():
         own = run.part_folder(source, part)
-        there = part in run.config.stages[stage].starts_from or storage.exists(storage.join(own, CARD))
-        if not there and not (source in jobs and is_complete(jobs[source])):
+        if not storage.exists(storage.join(own, CARD)) and not (source in jobs and is_complete(jobs[source])):
             raise InputError(
                 f"{own}: no trained {part} here; run jobs/train_stage.py {source} first,"
                 f" or name another folder with --set stages.{stage}.starts_from.{part}=FOLDER"
@@ -149,7 +148,7 @@ def _check_parents(run: Run, stage: StageName) -> None:
 
 def _evaluate(run: Run) -> None:
     print(f"test  {describe_sample(run)}", flush=True)
-    score_systems(run)
+    score_systems(run, run.systems)
     write_run_report(run, write_metrics(run))
 
 
@@ -158,12 +157,13 @@ def _print_result(run: Run) -> None:
 
     metrics = json.loads(storage.read_text(run.path("metrics.json")))
     print(f"{'':13}  {'AUC':>5} {'95% interval':>14}  {'UAUC':>5}  {'log loss':>8}")
-    for system, title in titles(run.config.encoder.kind).items():
+    named = titles(run.config.encoder.kind)
+    for system in run.systems:
         shown = metrics[system]["all"]["metrics"]
         auc = shown["auc"]
         interval = f"{_cell(auc['low'])} - {_cell(auc['high'])}"
         values = (_cell(auc["value"]), interval, _cell(shown["uauc"]["value"]), _cell(shown["log_loss"]["value"]))
-        print("{:13}  {:>5} {:>14}  {:>5}  {:>8}".format(title, *values))
+        print("{:13}  {:>5} {:>14}  {:>5}  {:>8}".format(named[system], *values))
     print(f"report  {run.path('report', 'index.html')}")
 
 

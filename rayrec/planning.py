@@ -23,7 +23,7 @@ from rayrec.models.sasrecllm import ModelShape
 from rayrec.run import Run
 from rayrec.settings import validate, with_values
 from rayrec.sources import fetch
-from rayrec.stages import STAGES, StageName
+from rayrec.stages import StageName
 from rayrec.training.cluster import check_fits, local_limit
 from rayrec.training.footprint import TOKENS, Footprint, footprint
 from rayrec.training.job import DataFacts, StageJob
@@ -81,7 +81,7 @@ def print_plan(config: Config) -> None:
     console.print(f"{config.name}: {config.data.dataset}, {model.name}, seed {config.seed}")
     rows = facts.rows["train"]
     console.print(f"data ({origin})  {rows:,} training rows, {facts.items:,} items, history of {facts.max_len}")
-    jobs = {stage: StageJob(config=config, stage=stage, facts=facts, data=run.path("data")) for stage in STAGES}
+    jobs = {stage: StageJob(config=config, stage=stage, facts=facts, data=run.path("data")) for stage in run.stages}
     needs = {stage: footprint(job, shape) for stage, job in jobs.items()}
     console.print(_stages(jobs, needs))
     console.print(_memory(needs))

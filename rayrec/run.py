@@ -7,7 +7,7 @@ from typing import Any
 from rayrec import storage
 from rayrec.binding import RUN, bind, is_bound
 from rayrec.config import Config, identity
-from rayrec.stages import STAGES, Part, StageName
+from rayrec.stages import SYSTEMS, Part, StageName, SystemName
 from rayrec.store import Prepared, stage_jobs, store_folder
 from rayrec.training.job import DataFacts, StageJob
 from rayrec.training.parts import CARD, WEIGHTS
@@ -58,6 +58,17 @@ class Run:
         return self.data.manifest
 
     @property
+    def stages(self) -> tuple[StageName, ...]:
+        """The stages that it trains, in that order."""
+        return self.config.stages.of_a_run
+
+    @property
+    def systems(self) -> tuple[SystemName, ...]:
+        """The systems that it scores: all that need none but its own stages."""
+        there = (None, *self.stages)
+        return tuple(system for system, spec in SYSTEMS.items() if spec.after in there)
+
+    @property
     def facts(self) -> DataFacts:
         return self.data.facts(self.config)
 
@@ -71,8 +82,8 @@ class Run:
 
     def holds(self, stage: StageName) -> bool:
         """The run has all parts that the stage trains."""
-        trains = self.config.stages[stage].trains or STAGES[stage].trains
-        return all(storage.exists(storage.join(self.part_folder(stage, part), CARD)) for part in trains)
+        trained = self.config.stages.trained(stage)
+        return all(storage.exists(storage.join(self.part_folder(stage, part), CARD)) for part in trained)
 
     def take(self, job: StageJob) -> None:
         """Copy a complete stage's log and parts out of the store."""

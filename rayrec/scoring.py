@@ -63,7 +63,7 @@ def read_predictions(run: Run, system: SystemName) -> pd.DataFrame:
     return frame
 
 
-def score_systems(run: Run, systems: Iterable[SystemName] = SYSTEMS) -> None:
+def score_systems(run: Run, systems: Iterable[SystemName]) -> None:
     """Score the test sample with every one of ``systems`` that has no predictions yet; ray is connected.
 
     Raises:
@@ -99,7 +99,7 @@ def _task(run: Run, spec: SystemSpec, stream: Stream) -> "_Task":
     job = ScoringJob(
         config=run.config,
         facts=run.facts,
-        parts={part: folders[part] for part in spec.parts},
+        parts={part: folders[part] for part in spec.parts & folders.keys()},  # a stage may go without one
         uses_backbone=stream.uses_backbone,
     )
     return _Task(job, RowSource(run.data.folder, "test", stream, run.facts.max_len))

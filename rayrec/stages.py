@@ -51,6 +51,13 @@ class EncoderKind(Name):
     GRU = "gru"
 
 
+class Start(Name):
+    """What a part may start from instead of what an earlier stage or a folder holds."""
+
+    FRESH = "fresh"  # weights that the stage draws itself
+    NONE = "none"  # the stage goes without the part
+
+
 class StageName(Name):
     PRETRAIN_ENCODER = "pretrain_encoder"
     TUNE_LORA = "tune_lora"
@@ -64,6 +71,7 @@ class StageSpec:
     trains: frozenset[Part]
     reads: Stream
     starts_from: tuple[StageName, ...] = ()
+    optional: frozenset[Part] = frozenset()  # parts that a configuration may train here too, or leave out
     losses: tuple[Loss, ...] = (Loss.LABEL_BCE,)
 
 
@@ -79,6 +87,7 @@ STAGES = MappingProxyType(
             trains=frozenset({Part.ENCODER, Part.MAPPER}),
             reads=Stream.HYBRID_PROMPTS,
             starts_from=(StageName.PRETRAIN_ENCODER, StageName.TUNE_LORA),
+            optional=frozenset({Part.LORA}),
         ),
     }
 )
@@ -154,7 +163,7 @@ def titles(encoder: EncoderKind) -> dict[SystemName, str]:
 
 
 def inherited(stage: StageName) -> dict[Part, StageName]:
-    """Part -> the latest ancestor that trained it, for the parts that ``stage`` starts from.
+    """Part -> the latest ancestor that trained it: what ``stage`` starts from where a configuration says nothing else.
 
     Raises:
         ValueError: two unrelated ancestors train the same part, so that its origin is ambiguous.

@@ -20,7 +20,7 @@ from rayrec.data.prepare import MANIFEST
 from rayrec.data.tokenise import FOLDER as PROMPTS
 from rayrec.data.tokenise import MARK
 from rayrec.errors import InputError
-from rayrec.stages import STAGES, Part, StageName, inherited
+from rayrec.stages import STAGES, Part, StageName
 from rayrec.training import checkpoint
 from rayrec.training.job import DataFacts, StageJob
 from rayrec.training.parts import CARD, read_card
@@ -88,9 +88,9 @@ def stage_jobs(config: Config, data: Prepared, store: str, kept: str | None = No
             continue
         origins: dict[Part, str] = {}
         parents: dict[str, str] = {}
-        for part, source in inherited(stage).items():
+        for part, source in config.stages.parents(stage).items():
             origins[part], parents[part.value] = _origin(part, jobs[source], kept)
-        for part, folder in config.stages[stage].starts_from.items():
+        for part, folder in config.stages.folders(stage).items():
             origins[part], parents[part.value] = folder, read_card(folder)["sha256"]
         job = StageJob(config=config, stage=stage, facts=data.facts(config), data=data.folder, origins=origins)
         mark = fingerprint(_content(job, data, parents))
@@ -131,7 +131,9 @@ def _content(job: StageJob, data: Prepared, parents: Mapping[str, str]) -> dict[
     if Part.MAPPER in job.parts:
         content["mapper"] = dumped["mapper"]
     if reads_text:
-        content |= {"backbone": identity(config)["backbone"], "lora": dumped["lora"], "fast": dumped["fast"]}
+        content |= {"backbone": identity(config)["backbone"], "fast": dumped["fast"]}
+    if Part.LORA in job.parts:
+        content["lora"] = dumped["lora"]
     return content
 
 

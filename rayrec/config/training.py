@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from rayrec.config.section import Section
-from rayrec.stages import STAGES, Loss, Part, StageName, inherited
+from rayrec.stages import STAGES, Loss, Part, StageName, Start, inherited
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -90,8 +90,10 @@ class StageConfig(Section):
     valid_users: PositiveInt | None = None  # validate on a fixed, seeded sample; None: all of them
     valid_rows_per_user: PositiveInt | None = None
     loss: Loss = Loss.LABEL_BCE
-    trains: tuple[Part, ...] | None = Field(None, min_length=1)  # a subset of the stage's parts, e.g. [mapper]
-    starts_from: Mapping[Part, str] = {}  # folders of saved parts to start from instead of this run's own
+    # Parts to train, e.g. [mapper], instead of those of the stage's table; tune_hybrid may train lora as well.
+    trains: tuple[Part, ...] | None = Field(None, min_length=1)
+    # Part -> the folder of a saved one to start from instead of this run's own; or `fresh`, newly drawn, or `none`.
+    starts_from: Mapping[Part, str] = {}
     resume_from: str | None = None  # folder of a checkpoint of this stage, trained with another engine, to go on from
 
 
@@ -120,18 +122,75 @@ class StagesConfig(Section):
     @model_validator(mode="after")
     def _follow_the_table(self) -> "StagesConfig":
         for name, spec in STAGES.items():
-            stage = self[name]
+            stage, trained = self[name], self.trained(name)
             if stage.loss not in spec.losses:
                 raise ValueError(f"{name}.loss: {stage.loss} is not offered; choose {' or '.join(spec.losses)}")
-            for key in (*stage.part_lr, *(stage.trains or ())):
-                if key not in spec.trains:
-                    raise ValueError(f"{name} does not train {key}; it trains {', '.join(sorted(spec.trains))}")
-            held = spec.trains | frozenset(inherited(name))
-            for key in stage.starts_from:
-                if key not in held:
-                    raise ValueError(f"{name}.starts_from: {name} has no {key}; it has {', '.join(sorted(held))}")
+            strange = (trained - spec.trains - spec.optional) | (stage.part_lr.keys() - spec.trains - trained)
+            if strange:
+                raise ValueError(f"{name} does not train {min(strange)}; it trains {', '.join(sorted(spec.trains))}")
+            for part, start in stage.starts_from.items():
+                self._check_start(name, part, start)
+            for part in sorted(self.parts(name) - trained - self.parents(name).keys() - self.folders(name).keys()):
+                other = "a folder or none" if part in spec.optional else "a folder"
+                raise ValueError(
+                    f"{name}.trains: {part} would be drawn and never learn; add it, or write {other} in"
+                    f" {name}.starts_from.{part}"
+                )
         return self
+
+    def _check_start(self, name: StageName, part: Part, start: str) -> None:
+        spec, where = STAGES[name], f"{name}.starts_from"
+        held = spec.trains | frozenset(inherited(name))
+        if part not in held:
+            raise ValueError(f"{where}: {name} has no {part}; it has {', '.join(sorted(held))}")
+        if start == Start.FRESH and part not in inherited(name):
+            raise ValueError(f"{where}.{part}: {name} inherits no {part}, it is fresh anyway; leave it out")
+        if start == Start.NONE and part not in spec.optional:
+            raise ValueError(f"{where}.{part}: none, but {name} cannot go without {part}; write something else")
+        if start == Start.NONE and part in self.trained(name):
+            raise ValueError(f"{where}.{part}: none, but {name}.trains names {part}; write fresh, or take it out there")
 
     def __getitem__(self, name: StageName) -> StageConfig:
         stage: StageConfig = getattr(self, name.value)
         return stage
+
+    def trained(self, name: StageName) -> frozenset[Part]:
+        """Parts that a stage trains."""
+        return frozenset(self[name].trains or STAGES[name].trains)
+
+    def parts(self, name: StageName) -> frozenset[Part]:
+        """Every part that a stage's model holds, trained or frozen."""
+        absent = {part for part, start in self[name].starts_from.items() if start == Start.NONE}
+        return (STAGES[name].trains | inherited(name).keys()) - absent
+
+    def folders(self, name: StageName) -> dict[Part, str]:
+        """Part -> folder, for the parts that a stage starts from by name."""
+        return {part: start for part, start in self[name].starts_from.items() if not _is_word(start)}
+
+    def parents(self, name: StageName) -> dict[Part, StageName]:
+        """Part -> the stage that it is inherited from; what ``starts_from`` settles is not among them."""
+        return {part: source for part, source in inherited(name).items() if part not in self[name].starts_from}
+
+    def lineage(self, name: StageName) -> tuple[StageName, ...]:
+        """The ancestors that a stage needs and itself, in the order of training."""
+        needed = {name}.union(*(self.lineage(parent) for parent in self.parents(name).values()))
+        return tuple(stage for stage in STAGES if stage in needed)
+
+    @property
+    def of_a_run(self) -> tuple[StageName, ...]:
+        """Stages that a run trains, in that order: all but those whose parts `fresh` or `none` make superfluous.
+
+        A folder in the place of a part leaves its stage in: the run's tables still have a row for it.
+        """
+        handed_on = {source for name in STAGES for source in inherited(name).values()}
+        wanted = {
+            source
+            for name in STAGES
+            for part, source in inherited(name).items()
+            if not _is_word(self[name].starts_from.get(part))
+        }
+        return tuple(name for name in STAGES if name not in handed_on or name in wanted)
+
+
+def _is_word(start: str | None) -> bool:
+    return start in set(Start)

@@ -12,6 +12,7 @@ from typing import Any
 
 from rayrec import storage
 from rayrec.config import Config, fingerprint, identity
+from rayrec.config.training import StagesConfig
 from rayrec.experiment.settings import Experiment, needed_stages
 from rayrec.run import Run
 from rayrec.scoring import predictions_path
@@ -98,15 +99,15 @@ def _variants(experiment: Experiment, fold: int | None) -> list[Variant]:
             fold=fold,
             titles=titles,
             configs=[configs[title] for title in titles],
-            reads_text=any(_reads_text(systems[title].system) for title in titles),
+            reads_text=any(_reads_text(systems[title].system, configs[title].stages) for title in titles),
         )
         for folder, titles in readers.items()
     ]
 
 
-def _reads_text(system: SystemName) -> bool:
+def _reads_text(system: SystemName, stages: StagesConfig) -> bool:
     """The system or a stage that it needs reads prompts."""
-    reads = [SYSTEMS[system].reads, *(STAGES[stage].reads for stage in needed_stages(system))]
+    reads = [SYSTEMS[system].reads, *(STAGES[stage].reads for stage in needed_stages(system, stages))]
     return any(stream is not None and stream.uses_backbone for stream in reads)
 
 
@@ -129,7 +130,7 @@ def _pair(experiment: Experiment, title: str, seed: int, fold: int | None) -> Pa
     config = experiment.configuration(title, seed, fold)
     data = data_folder(experiment, config)
     jobs = stage_jobs(config, Prepared(data), store_folder(config))
-    needed = {stage: jobs[stage] for stage in needed_stages(system)}
+    needed = {stage: jobs[stage] for stage in needed_stages(system, config.stages)}
     content = _content(system, config, Prepared(data), list(needed.values()))
     place = storage.join(experiment_folder(experiment), "pairs", fingerprint(content)[:_DIGITS])
     run = Run(config, place=place, prepared=data)
@@ -144,6 +145,6 @@ def _content(system: SystemName, config: Config, data: Prepared, needed: list[St
     return content | {
         "system": system.value,
         "trained": needed[-1].fingerprint if needed else None,
-        "files": data.content(prompts=_reads_text(system)),
+        "files": data.content(prompts=_reads_text(system, config.stages)),
         "code": code_version(),
     }

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rayrec import storage
 from rayrec.binding import EXPERIMENT, is_bound
 from rayrec.experiment.pairs import Variant, all_pairs, experiment_folder, variants
-from rayrec.experiment.settings import Experiment, is_trained, needed_stages
+from rayrec.experiment.settings import Experiment
 from rayrec.experiment.study import is_prepared
 from rayrec.training.cluster import check_fits, local_limit
 from rayrec.training.parts import is_complete
@@ -37,7 +37,7 @@ def print_experiment_plan(experiment: Experiment) -> None:
         f"{config.name}: {experiment.base.data.dataset}, {len(config.systems)} systems, training seeds {seeds}"
     )
     for title, entry in config.systems.items():
-        stages = " -> ".join(needed_stages(entry.system)) if is_trained(entry.system) else "nothing to train, one seed"
+        stages = " -> ".join(experiment.stages(title)) or "nothing to train, one seed"
         own = yaml.safe_dump(dict(entry.set), default_flow_style=True, width=10_000).strip() if entry.set else ""
         console.print(escape(f"  {title}  {entry.system}: {stages}  {own}".rstrip()), no_wrap=True, overflow="ellipsis")
     console.print(escape(f"reference  {config.reference}"))

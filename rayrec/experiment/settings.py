@@ -12,8 +12,8 @@ from pydantic import Field, ValidationError
 
 from rayrec.config import STORE, Config, fingerprint, identity
 from rayrec.config.section import Section
+from rayrec.config.training import StagesConfig
 from rayrec.errors import InputError
-from rayrec.search.space import lineage
 from rayrec.settings import explain, override, read_tree, validate, with_values
 from rayrec.stages import SYSTEMS, StageName, SystemName
 
@@ -85,6 +85,11 @@ class Experiment(Section):
             tree, name = with_values(tree, {f"{_SPLIT}.fold": fold}), f"{name}-fold-{fold}"
         return validate(tree | {"seed": seed, "name": name}, f"systems.{title}.set")
 
+    def stages(self, title: str) -> tuple[StageName, ...]:
+        """Stages that a row of the tables needs, in the order of training."""
+        config = self.configuration(title, self.config.seeds[0])
+        return needed_stages(self.config.systems[title].system, config.stages)
+
     @cached_property
     def slugs(self) -> dict[str, str]:
         """Title -> the name of its folder; what is nothing without its special characters has a digest behind it."""
@@ -101,10 +106,10 @@ def is_trained(system: SystemName) -> bool:
     return SYSTEMS[system].after is not None
 
 
-def needed_stages(system: SystemName) -> tuple[StageName, ...]:
+def needed_stages(system: SystemName, stages: StagesConfig) -> tuple[StageName, ...]:
     """Stages that a system needs, in the order of training."""
     after = SYSTEMS[system].after
-    return () if after is None else lineage(after)
+    return () if after is None else stages.lineage(after)
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -210,5 +215,5 @@ def _check_systems(experiment: Experiment, origin: str) -> None:
 def _read_by(config: Config, system: SystemName) -> dict[str, Any]:
     """The configuration without the stages that the system does not need."""
     content = identity(config)
-    content["stages"] = {stage: content["stages"][stage] for stage in needed_stages(system)}
+    content["stages"] = {stage: content["stages"][stage] for stage in needed_stages(system, config.stages)}
     return content

@@ -22,7 +22,7 @@ from rayrec.errors import DivergedError, InputError
 from rayrec.experiment.folds import summarise_folds
 from rayrec.experiment.pairs import Pair, all_pairs, experiment_folder, variants
 from rayrec.experiment.results import Told
-from rayrec.experiment.settings import Experiment, needed_stages
+from rayrec.experiment.settings import Experiment
 from rayrec.pipeline import quieten, train_run
 from rayrec.preparation import prepare_prompts, prepare_rows
 from rayrec.report import ExperimentReportData, write_experiment_report
@@ -62,9 +62,8 @@ def run_experiment(experiment: Experiment) -> None:
     """
     quieten()
     base, folder = experiment.base, experiment_folder(experiment)
-    systems = [entry.system for entry in experiment.config.systems.values()]
     check_trackers(base.trackers)
-    warn_of_slow_bf16(base, {stage for system in systems for stage in needed_stages(system)})
+    warn_of_slow_bf16(base, {stage for title in experiment.config.systems for stage in experiment.stages(title)})
     print(f"rayrec {__version__}  experiment {experiment.config.name}  ->  {folder}", flush=True)
     storage.check_writable(folder)
     bound = is_bound(folder, EXPERIMENT, experiment.identity)

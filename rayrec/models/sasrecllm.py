@@ -165,7 +165,10 @@ def build(config: Config, shape: ModelShape, *, parts: Collection[Part], with_ba
 
 
 def calibrate_mapper(model: SASRecLLM) -> None:
-    """Start a new mapper at the scale of the backbone's words, measured on the encoder's item vectors."""
+    """Start a new mapper at the scale of the backbone's words, measured on the encoder's item vectors.
+
+    A fresh encoder's are those that were drawn for it; from there both learn.
+    """
     assert model.encoder is not None and model.mapper is not None and model.backbone is not None
     item_N = torch.arange(1, model.encoder.items + 1)
     model.mapper.match_spread(model.encoder.item_vectors(item_N), model.backbone.embedding_spread())

@@ -137,4 +137,6 @@ class Results:
 
 
 def _cell(value: Any) -> Any:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {held}" for key, held in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value

@@ -10,9 +10,10 @@ from pydantic import Field, model_validator
 
 from rayrec.config import Config
 from rayrec.config.section import Section
+from rayrec.config.training import StagesConfig
 from rayrec.errors import InputError
 from rayrec.settings import validate, with_values
-from rayrec.stages import STAGES, Part, StageName, inherited
+from rayrec.stages import STAGES, StageName
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -139,15 +140,19 @@ def check_space(space: Space, base: Config, stage: StageName, origin: str) -> No
     Raises:
         InputError: a path is unknown or changes nothing that ``stage`` computes, or a value is refused.
     """
-    for path in space:
-        _check_matters(path, base, stage, origin)
     tree = base.model_dump(mode="json")
     for path, distribution in space.items():  # one by one first: the message then names the culprit alone
         for value in distribution.corners:
             validate(with_values(tree, {path: value}), f"{origin}: space.{path}: {value!r}")
+    read: set[str] = set()
     for values in _combinations(space):
         shown = ", ".join(f"{path}={value}" for path, value in values.items())
-        validate(with_values(tree, values), f"{origin}: space: {shown}")
+        read |= _read(validate(with_values(tree, values), f"{origin}: space: {shown}").stages, stage)
+    for path in space:
+        section, *rest = path.split(".")
+        named = f"{section}.{rest[0]}" if section == "stages" and rest else section
+        if named not in read or path.endswith((".checkpoint_every", ".resume_from")):
+            raise InputError(f"{origin}: space.{path}: changes nothing that {stage} computes; leave it out")
 
 
 def _combinations(space: Space) -> Iterator[Values]:
@@ -161,33 +166,13 @@ def _combinations(space: Space) -> Iterator[Values]:
         yield {path: draw.choice(distribution.corners) for path, distribution in space.items()}
 
 
-def _check_matters(path: str, base: Config, stage: StageName, origin: str) -> None:
-    section, _, rest = path.partition(".")
-    sections = _sections(stage)
-    if section not in Config.model_fields:
-        validate(with_values(base.model_dump(mode="json"), {path: None}), f"{origin}: space")  # says what was meant
-    named = rest.partition(".")[0] if section == "stages" else None
-    stages = {name.value for name in lineage(stage)}
-    unread = section not in sections or (named is not None and named in set(StageName) and named not in stages)
-    if unread or path.endswith((".checkpoint_every", ".starts_from", ".resume_from")):
-        raise InputError(f"{origin}: space.{path}: changes nothing that {stage} computes; leave it out")
-
-
-def lineage(stage: StageName) -> tuple[StageName, ...]:
-    """The stage's ancestors and itself, in the order of training."""
-    before = [ancestor for parent in STAGES[stage].starts_from for ancestor in lineage(parent)]
-    return tuple(dict.fromkeys([*before, stage]))
-
-
-def _sections(stage: StageName) -> set[str]:
-    """Sections of the configuration that a stage or an ancestor reads."""
-    sections = {"stages", "data", "seed", "engine"}
-    for name in lineage(stage):
-        spec = STAGES[name]
-        held = spec.trains | frozenset(inherited(name))
-        sections |= {"encoder"} if Part.ENCODER in held else set()
-        sections |= {"mapper"} if Part.MAPPER in held else set()
-        sections |= {"backbone", "lora"} if spec.reads.uses_backbone else set()
+def _read(stages: StagesConfig, stage: StageName) -> set[str]:
+    """Sections of the configuration that a stage or an ancestor reads; of ``stages`` each one by itself."""
+    lineage = stages.lineage(stage)
+    sections = {"data", "seed", "engine", "stages", *(f"stages.{name}" for name in lineage)}
+    for name in lineage:
+        sections |= {part.value for part in stages.parts(name)}  # each part has a section of its name
+        sections |= {"backbone"} if STAGES[name].reads.uses_backbone else set()
     return sections
 
 

@@ -19,7 +19,7 @@ from rayrec.search.config import DRAWN_AT_ONCE, Search, as_yaml
 from rayrec.search.live import Following
 from rayrec.search.results import Results
 from rayrec.search.schedule import scheduler
-from rayrec.search.space import data_variants, lineage
+from rayrec.search.space import data_variants
 from rayrec.search.suggest import NUMBER, TRIAL, Suggester
 from rayrec.search.trial import Claims, Trial, TrialSetting, data_key
 from rayrec.stages import STAGES
@@ -41,7 +41,7 @@ def run_search(search: Search) -> None:
     """Run every trial that is not on record yet, then write the results."""
     _quieten()
     check_trackers(search.base.trackers)
-    warn_of_slow_bf16(search.base, lineage(search.stage))
+    warn_of_slow_bf16(search.base, search.base.stages.lineage(search.stage))
     folder = storage.join(storage.absolute(search.base.storage), search.config.name)
     print(f"rayrec {__version__}  search {search.config.name}: {search.stage}, {search.trials} trials  ->  {folder}")
     storage.check_writable(folder)
@@ -126,7 +126,7 @@ def _run_trials(search: Search, folder: str, concurrent: int) -> Results:
 
 def _prepare(search: Search, store: str) -> dict[str, str]:
     """Every variant of the data that the space asks for; prompts only where a stage of the search reads them."""
-    reads_text = any(STAGES[stage].reads.uses_backbone for stage in lineage(search.stage))
+    reads_text = any(STAGES[stage].reads.uses_backbone for stage in search.base.stages.lineage(search.stage))
     folders = {}
     for values in data_variants(search.config.space, search.config.name):
         config = search.trial_config(values)

@@ -24,7 +24,6 @@ from rayrec.config import fingerprint
 from rayrec.errors import DivergedError, InputError
 from rayrec.search.config import Search
 from rayrec.search.schedule import EVALUATION
-from rayrec.search.space import lineage
 from rayrec.search.suggest import OBJECTIVE, TRIAL, VALUES
 from rayrec.store import Prepared, stage_jobs
 from rayrec.training import checkpoint
@@ -157,7 +156,7 @@ class Trial(tune.Trainable):
         config = search.trial_config(self._values | saved_always)
         data = Prepared(self._setting.data[data_key(search, self._values)])
         jobs = stage_jobs(config, data, self._setting.store)
-        for stage in lineage(search.stage)[:-1]:
+        for stage in config.stages.lineage(search.stage)[:-1]:
             if stage in jobs:
                 self._train_once(jobs[stage])
         return jobs[search.stage]

@@ -13,7 +13,7 @@ from rayrec.config.training import Precision, StageConfig
 from rayrec.data.collate import Cut, collate
 from rayrec.data.rows import RowSource
 from rayrec.data.streams import WorkerOrder
-from rayrec.stages import STAGES, Part, StageName, StageSpec, inherited
+from rayrec.stages import STAGES, Part, StageName, StageSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class StageJob:
     data: str  # folder of the prepared data
     folder: str = ""  # where the stage works and leaves its parts
     fingerprint: str = ""  # of all that determines the result
-    origins: Mapping[Part, str] = field(default_factory=dict)  # inherited part -> folder it starts from
+    origins: Mapping[Part, str] = field(default_factory=dict)  # part that is not drawn -> folder it starts from
 
     @property
     def spec(self) -> StageSpec:
@@ -48,12 +48,12 @@ class StageJob:
 
     @property
     def trains(self) -> tuple[Part, ...]:
-        return tuple(sorted(self.settings.trains or self.spec.trains))
+        return tuple(sorted(self.config.stages.trained(self.stage)))
 
     @property
     def parts(self) -> frozenset[Part]:
         """Every part that the stage's model holds, trained or frozen."""
-        return self.spec.trains | frozenset(inherited(self.stage))
+        return self.config.stages.parts(self.stage)
 
     @property
     def precision(self) -> Precision:

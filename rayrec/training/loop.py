@@ -30,6 +30,7 @@ from rayrec.training.notice import Notice
 from rayrec.training.parts import is_complete, read_card, save_part
 from rayrec.training.progress import Pulse
 
+_WEIGHTS = "weights/"  # before a weight's name in a checkpoint
 _SHOW_SECONDS = 0.3  # between two looks at the live line: an actor call a step would cost short steps dear
 
 
@@ -227,18 +228,22 @@ class Stage:
         """The weights of what the stage trains.
 
         Raises:
-            InputError: a checkpoint that a person named is of another model.
+            InputError: a checkpoint that a person named is of another model, or of other parts.
         """
+        parameters = trainable(self.model, self.job.trains)
+        held = {name.removeprefix(_WEIGHTS): value for name, value in state.items() if name.startswith(_WEIGHTS)}
+        for name in sorted(parameters.keys() | held.keys()):
+            there, wanted = _shape(held.get(name)), _shape(parameters.get(name))
+            if there != wanted:
+                mend = "name a checkpoint of this stage and model"
+                raise InputError(f"{origin}: {name}: {there}, and in this configuration {wanted}; {mend}")
         with torch.no_grad():
-            for name, parameter in trainable(self.model, self.job.trains).items():
-                held = state.get(f"weights/{name}")
-                if held is None or held.shape != parameter.shape:
-                    shape = "no such tensor" if held is None else f"shape {tuple(held.shape)}"
-                    raise InputError(
-                        f"{origin}: {name}: {shape}, and this configuration's is"
-                        f" {tuple(parameter.shape)}; name a checkpoint of this stage and model"
-                    )
-                parameter.copy_(held)
+            for name, parameter in parameters.items():
+                parameter.copy_(held[name])
+
+
+def _shape(tensor: torch.Tensor | None) -> str:
+    return "no such tensor" if tensor is None else f"shape {tuple(tensor.shape)}"
 
 
 def _given(job: StageJob) -> checkpoint.Resumed | None:

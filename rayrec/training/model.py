@@ -34,7 +34,7 @@ def model_shape(config: Config, facts: DataFacts, *, with_backbone: bool) -> Mod
 
 
 def stage_model(job: StageJob) -> SASRecLLM:
-    """The stage's model at its first step: inherited parts loaded, new ones drawn from the seed.
+    """The stage's model at its first step: what has an origin loaded, the rest drawn from the seed and stage's name.
 
     Raises:
         InputError: a part that the stage starts from is missing, damaged or of another shape, or this worker's GPU

@@ -232,6 +232,33 @@ def test_one_stage_alone_and_one_part_of_it(uninterrupted: Pipeline, folder: Pat
 
 
 @pytest.mark.full
+def test_stages_that_nothing_inherits_from_are_left_out(uninterrupted: Pipeline, tmp_path: Path) -> None:
+    """All three parts in one step: neither the encoder nor LoRA has a stage, or a row, of its own."""
+    options = ["--config", "configs/smoke.yaml", "--set", f"storage={tmp_path}"]
+    for key, value in (
+        ("trains", "[encoder, mapper, lora]"),
+        ("starts_from", "{encoder: fresh, lora: fresh}"),
+        ("epochs", "1"),
+    ):
+        options += ["--set", f"stages.tune_hybrid.{key}={value}"]
+    command = processes.job("full_pipeline", *options)
+    first = processes.run(command, uninterrupted.env, tmp_path / "log").checked()
+    run = tmp_path / "smoke"
+    assert "pretrain_encoder" not in first.out and "tune_lora" not in first.out and "TALLRec" not in first.out
+    assert [path.name for path in (run / "parts").iterdir()] == ["tune_hybrid"]
+    assert {path.name for path in (run / "parts" / "tune_hybrid").iterdir()} == {"encoder", "mapper", "lora"}
+    systems = {"bias_floor", "markov", "feature_floor", "icl", "sasrecllm"}
+    assert {path.stem for path in (run / "predictions").iterdir()} == systems
+    assert set(json.loads((run / "metrics.json").read_text())) == systems
+    assert "tune_hybrid" in (run / "report" / "index.html").read_text()
+    (state,) = tmp_path.glob("store/tune_hybrid/*/checkpoints/step-00000005/state.safetensors")
+    names = [name.split("/")[1].partition(".")[0] for name in safetensors.torch.load_file(state)]
+    assert set(names) == {"encoder", "mapper", "lora"}
+    again = processes.run(command, uninterrupted.env, tmp_path / "again").checked()
+    assert "all stages are complete; nothing to do" in again.out
+
+
+@pytest.mark.full
 def test_a_stage_goes_on_under_another_engine(uninterrupted: Pipeline, folder: Path, tmp_path: Path) -> None:
     """From two workers, ZeRO-2 and fp32 to one worker, ZeRO-0 and bf16, in the middle of a stage."""
     (given,) = (folder.parent / "store" / "tune_lora").iterdir()

@@ -245,6 +245,25 @@ def test_every_mistake_is_told_at_once() -> None:
         ("stages.tune_lora.part_lr.lorra=1", "stages.tune_lora.part_lr.lorra: Input should be 'encoder', 'mapper' or"),
         ("stages.pretrain_encoder.trains=[lora]", "pretrain_encoder does not train lora"),
         ("stages.tune_lora.starts_from.encoder=/p", "tune_lora has no encoder; it has lora"),
+        ("stages.tune_lora.starts_from.lora=fresh", "starts_from.lora: tune_lora inherits no lora, it is fresh anyway"),
+        ("stages.tune_lora.starts_from.lora=none", "starts_from.lora: none, but tune_lora cannot go without lora"),
+        ("stages.tune_hybrid.starts_from.mapper=fresh", "tune_hybrid inherits no mapper, it is fresh anyway"),
+        ("stages.tune_hybrid.starts_from.encoder=none", "none, but tune_hybrid cannot go without encoder"),
+        ("stages.tune_hybrid.starts_from.lora=null", "starts_from.lora: Input should be a valid string"),
+        (
+            "stages.tune_hybrid.starts_from.lora=fresh",
+            "tune_hybrid.trains: lora would be drawn and never learn; add it, or write a folder or none in"
+            " tune_hybrid.starts_from.lora",
+        ),
+        (
+            "stages.tune_hybrid={trains: [mapper], starts_from: {encoder: fresh}}",
+            "tune_hybrid.trains: encoder would be drawn and never learn; add it, or write a folder in",
+        ),
+        ("stages.tune_hybrid.trains=[encoder]", "tune_hybrid.trains: mapper would be drawn and never learn"),
+        (
+            "stages.tune_hybrid={trains: [encoder, mapper, lora], starts_from: {lora: none}}",
+            "starts_from.lora: none, but tune_hybrid.trains names lora; write fresh, or take it out there",
+        ),
     ],
 )
 def test_a_wrong_value_is_named(assignment: str, message: str) -> None:

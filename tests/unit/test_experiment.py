@@ -178,6 +178,37 @@ def test_pairs_share_the_stages_and_the_data_that_they_have_in_common(tmp_path: 
     assert folders["MF", 0][0] != folders["SASRec", 0][0]
 
 
+VARIANTS: dict[str, Any] = {
+    "SASRec": {"system": "sasrec"},
+    "TALLRec": {"system": "tallrec"},
+    "SASRecLLM": {"system": "sasrecllm"},
+    "Without LoRA": {"system": "sasrecllm", "set": {"stages.tune_hybrid.starts_from": {"lora": "none"}}},
+    "From scratch": {"system": "sasrecllm", "set": {"stages.tune_hybrid.starts_from.encoder": "fresh"}},
+    "Joint": {
+        "system": "sasrecllm",
+        "set": {
+            "stages.tune_hybrid.trains": ["encoder", "mapper", "lora"],
+            "stages.tune_hybrid.starts_from": {"encoder": "fresh", "lora": "fresh"},
+        },
+    },
+}
+
+
+def test_a_variant_trains_what_it_needs(tmp_path: Path) -> None:
+    of = experiment(tmp_path, {"systems": VARIANTS})
+    pairs = addressed(of)
+    needed = {title: [stage.value for stage in pairs[title, 1].jobs] for title in VARIANTS}
+    assert needed["Without LoRA"] == ["pretrain_encoder", "tune_hybrid"]
+    assert needed["From scratch"] == ["tune_lora", "tune_hybrid"]
+    assert needed["Joint"] == ["tune_hybrid"]
+    assert needed["SASRecLLM"] == ["pretrain_encoder", "tune_lora", "tune_hybrid"]
+    assert all(list(of.stages(title)) == needed[title] for title in VARIANTS)
+    hybrids = {
+        pairs[title, 0].jobs[StageName.TUNE_HYBRID].fingerprint for title in VARIANTS if "tune_hybrid" in needed[title]
+    }
+    assert len(hybrids) == 4
+
+
 @pytest.mark.parametrize(
     ("changes", "moved"),
     [

@@ -65,12 +65,17 @@ def test_lora_of_an_8b_model_is_counted_exactly() -> None:
     assert need.weights == 2 * (without_head + need.trainable)
 
 
-@pytest.mark.parametrize("stage", [LORA, HYBRID])
+JOINT = {"trains": ["encoder", "mapper", "lora"], "starts_from": {"encoder": "fresh", "lora": "fresh"}}
+VARIANTS: dict[str, dict[str, Any]] = {"": {}, "without lora": {"starts_from": {"lora": "none"}}, "joint": JOINT}
+
+
+@pytest.mark.parametrize(("stage", "variant"), [(LORA, ""), *((HYBRID, variant) for variant in VARIANTS)], ids=str)
 @pytest.mark.parametrize("gpus", [0, 1])
-def test_activations_are_what_a_real_pass_keeps(gpus: int, stage: StageName, tiny: Path) -> None:
+def test_activations_are_what_a_real_pass_keeps(gpus: int, stage: StageName, variant: str, tiny: Path) -> None:
     """A CPU's own pass; a GPU's attention keeps what the CPU's fused kernel keeps."""
     changes: dict[str, Any] = {"lora": {"dropout": 0.0}, "encoder": {"dropout": 0.0}, "engine": {"precision": "fp32"}}
     changes |= {"cluster": {"workers": 4, "gpus_per_worker": gpus}, "fast": {"plain_attention": not gpus}}
+    changes |= {"stages": {"tune_hybrid": VARIANTS[variant]}}
     work = job(stage, changes)
     torch.manual_seed(0)
     model = build(work.config, shape(tiny, empty=False), parts=work.parts, with_backbone=True)
@@ -94,6 +99,17 @@ def test_activations_are_what_a_real_pass_keeps(gpus: int, stage: StageName, tin
     sizes = [tensor.untyped_storage().nbytes() for tensor in kept.values()]
     expected = sum(sizes) + 2 * max(sizes)
     assert footprint(work, shape(tiny)).activations == pytest.approx(expected, rel=0.05)
+
+
+def test_variants_by_hand(tiny: Path) -> None:
+    """The tiny LLaMA: two layers, q_proj 64 -> 64, v_proj 64 -> 32, and r = 8."""
+    lora = 2 * 8 * (64 + 64 + 64 + 32)
+    plain, without, joint = (
+        footprint(job(HYBRID, {"stages": {"tune_hybrid": v}}), shape(tiny)) for v in VARIANTS.values()
+    )
+    assert (without.trainable, joint.trainable) == (plain.trainable, plain.trainable + lora)
+    width = 2  # bytes, of bf16
+    assert plain.weights - without.weights == width * lora and joint.weights == plain.weights
 
 
 @pytest.mark.parametrize(

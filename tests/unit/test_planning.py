@@ -11,7 +11,7 @@ from rayrec.config import Config
 from rayrec.errors import InputError
 from rayrec.models.sasrecllm import ModelShape, build, trainable
 from rayrec.settings import load
-from rayrec.stages import STAGES
+from rayrec.stages import STAGES, StageName
 from rayrec.training.job import DataFacts, StageJob
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +43,28 @@ def test_trainable_parameters_steps_and_rows_are_those_of_the_real_stages(
         assert f" {job.total_steps} " in line and line.endswith(f" {job.total_steps * job.settings.batch:,}")
     assert f"{tmp_path}/runs/smoke" in printed
     assert max(len(line) for line in printed.splitlines() if "output" not in line) <= 100
+
+
+PLANNED = {
+    "stages.tune_hybrid={trains: [encoder, mapper, lora], starts_from: {encoder: fresh, lora: fresh}}": {
+        "tune_hybrid": "encoder+lora+mapper"
+    },
+    "stages.tune_hybrid.starts_from.encoder=fresh": {"tune_lora": "lora", "tune_hybrid": "encoder+mapper"},
+    "stages.tune_hybrid.starts_from.lora=none": {"pretrain_encoder": "encoder", "tune_hybrid": "encoder+mapper"},
+}
+
+
+@pytest.mark.parametrize("override", PLANNED)
+def test_stages_that_are_not_needed_are_not_planned(
+    override: str, tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = PLANNED[override]
+    monkeypatch.setattr(planning, "local_backbone", lambda sources, config_only: tiny)
+    planning.print_plan(smoke(tmp_path, override))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line]
+    table = [line for line in lines if line[0] in set(StageName)]
+    assert [(line[0], line[1]) for line in table[: len(stages)]] == list(stages.items())
+    assert [line[0] for line in table[len(stages) :]] == list(stages)  # the memory's table
 
 
 def test_users_are_counted_before_they_are_prepared(

@@ -9,8 +9,9 @@ import pytest
 from rayrec import scoring, storage
 from rayrec.config import Config
 from rayrec.errors import InputError
+from rayrec.pipeline import _check_parents
 from rayrec.run import Run
-from rayrec.stages import SYSTEMS, Stream, SystemName
+from rayrec.stages import SYSTEMS, StageName, Stream, SystemName
 
 
 def run(folder: Path, **changes: Any) -> Run:
@@ -69,8 +70,20 @@ def prepared(of: Run) -> None:
             {"starts_from": {"lora": "OTHER/lora", "encoder": "OTHER/encoder"}},
             {"encoder": "tune_hybrid/encoder", "mapper": "tune_hybrid/mapper", "lora": "OTHER/lora"},
         ),
+        (
+            {"starts_from": {"lora": "none"}},
+            {"encoder": "tune_hybrid/encoder", "mapper": "tune_hybrid/mapper"},
+        ),
+        (
+            {"trains": ["encoder", "mapper", "lora"]},
+            {part: f"tune_hybrid/{part}" for part in ("encoder", "mapper", "lora")},
+        ),
+        (
+            {"trains": ["encoder", "mapper", "lora"], "starts_from": {"encoder": "fresh", "lora": "fresh"}},
+            {part: f"tune_hybrid/{part}" for part in ("encoder", "mapper", "lora")},
+        ),
     ],
-    ids=["all", "mapper only", "from elsewhere"],
+    ids=["all", "mapper only", "from elsewhere", "without lora", "lora goes on", "joint"],
 )
 def test_a_system_is_scored_with_the_parts_it_was_trained_with(
     changes: dict[str, Any], expected: dict[str, str], tmp_path: Path
@@ -82,10 +95,43 @@ def test_a_system_is_scored_with_the_parts_it_was_trained_with(
     trained = [f"tune_hybrid/{part}" for part in changes.get("trains", ["encoder", "mapper"])]
     for part in (*trained, "pretrain_encoder/encoder", "tune_lora/lora"):
         storage.write_text(of.path("parts", part, "part.json"), json.dumps({"sha256": part}))
-    for folder in elsewhere.values():
+    for folder in (start for start in elsewhere.values() if start.startswith(other)):
         storage.write_text(f"{folder}/part.json", json.dumps({"sha256": folder}))
     task = scoring._task(of, SYSTEMS[SystemName.SASRECLLM], Stream.HYBRID_PROMPTS)
     places = {part.value: folder.replace(other, "OTHER") for part, folder in task.job.parts.items()}
     found = {part: place.removeprefix(of.path("parts") + "/") for part, place in places.items()}
     assert found == expected
     assert (task.job.facts.items, task.job.facts.max_len) == (3, 2)
+
+
+JOINT = {"trains": ["encoder", "mapper", "lora"], "starts_from": {"encoder": "fresh", "lora": "fresh"}}
+FOLDERS = {"encoder": "/p", "lora": "/q"}
+
+
+@pytest.mark.parametrize(
+    ("hybrid", "stages", "systems"),
+    [
+        ({}, ["pretrain_encoder", "tune_lora"], ["icl", "tallrec", "sasrec"]),
+        ({"trains": ["mapper"]}, ["pretrain_encoder", "tune_lora"], ["icl", "tallrec", "sasrec"]),
+        ({"starts_from": {"lora": "none"}}, ["pretrain_encoder"], ["icl", "sasrec"]),
+        ({"starts_from": {"encoder": "fresh"}}, ["tune_lora"], ["icl", "tallrec"]),
+        (JOINT, [], ["icl"]),
+        ({"starts_from": FOLDERS}, ["pretrain_encoder", "tune_lora"], ["icl", "tallrec", "sasrec"]),
+    ],
+    ids=["plain", "mapper only", "without lora", "from scratch", "joint", "folders"],
+)
+def test_a_run_trains_and_scores_what_is_needed(
+    hybrid: dict[str, Any], stages: list[str], systems: list[str], tmp_path: Path
+) -> None:
+    of = run(tmp_path, stages={"tune_hybrid": hybrid})
+    assert [*of.stages] == [*stages, "tune_hybrid"]
+    assert [*of.systems] == ["bias_floor", "markov", "feature_floor", *systems, "sasrecllm"]
+
+
+def test_a_stage_alone_asks_for_what_it_inherits(tmp_path: Path) -> None:
+    of = run(tmp_path, stages={"tune_hybrid": {"starts_from": {"encoder": "fresh"}}})
+    with pytest.raises(
+        InputError, match=r"parts/tune_lora/lora: no trained lora here; run jobs/train_stage\.py tune_l"
+    ):
+        _check_parents(of, StageName.TUNE_HYBRID)
+    _check_parents(run(tmp_path, stages={"tune_hybrid": JOINT}), StageName.TUNE_HYBRID)  # nothing

@@ -74,6 +74,29 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "of no effect": ({"space": {"lora.r": [4]}}, r"space\.lora\.r: changes nothing that pretrain_encoder computes"),
     "of a later stage": ({"space": {"stages.tune_hybrid.lr": [1.0]}}, r"changes nothing that pretrain_encoder"),
+    "of a stage that is not needed": (
+        {
+            "objective": {"stage": "tune_hybrid"},
+            "set": {"stages.tune_hybrid.starts_from.encoder": "fresh"},
+            "space": {"stages.pretrain_encoder.lr": [1.0]},
+        },
+        r"space\.stages\.pretrain_encoder\.lr: changes nothing that tune_hybrid computes",
+    ),
+    "of a part that is left out": (
+        {
+            "objective": {"stage": "tune_hybrid"},
+            "set": {"stages.tune_hybrid.starts_from.lora": "none"},
+            "space": {"lora.r": [4]},
+        },
+        r"space\.lora\.r: changes nothing that tune_hybrid computes",
+    ),
+    "a start that is refused": (
+        {
+            "objective": {"stage": "tune_hybrid"},
+            "space": {"stages.tune_hybrid.starts_from": [{}, {"lora": "fresh"}]},
+        },
+        r"starts_from: \{'lora': 'fresh'\}: .*lora would be drawn and never learn",
+    ),
     "of no result": ({"space": {"cluster.workers": [1]}}, r"changes nothing that pretrain_encoder computes"),
     "no value": ({"space": {"encoder.width": []}}, r"space\.encoder\.width\.choice: .*at least 1 item"),
     "no space": ({"space": {}}, r"space: .*at least 1 item"),
@@ -225,6 +248,24 @@ def test_values_that_are_lists_can_be_drawn(tmp_path: Path) -> None:
     found = suggestions_of_lists(of)
     assert {tuple(values["lora.targets"]) for values in found} == {("q_proj",), ("q_proj", "v_proj")}
     assert of.trial_config(found[0]).lora.targets == tuple(found[0]["lora.targets"])
+
+
+def test_what_a_stage_starts_from_can_be_drawn(tmp_path: Path) -> None:
+    """A trial then trains the stages that its own values need, and a path of any of them is of effect."""
+    path, lr = "stages.tune_hybrid.starts_from", "stages.tune_lora.lr"
+    starts: list[Any] = [{}, {"lora": "none"}, {"encoder": "fresh"}]
+    space = {path: starts, lr: [1e-3, 1e-2], "lora.r": [2, 4]}
+    of = search(tmp_path, {"objective": {"stage": "tune_hybrid"}, "space": space, "algorithm": "random"})
+    assert all(values[path] in starts for values in suggestions_of_lists(of))
+    needed = [of.trial_config({path: start}).stages.lineage(StageName.TUNE_HYBRID)[:-1] for start in starts]
+    assert needed == [("pretrain_encoder", "tune_lora"), ("pretrain_encoder",), ("tune_lora",)]
+    trials = []
+    for number, start in enumerate(starts):
+        trials.append(Told(number, {path: start, lr: 1e-3, "lora.r": 2}))
+        trials[-1].add({"evaluation": 1, "step": 5, "valid_auc": 0.5, OBJECTIVE: 0.5, "last": True})
+    table = Results(of, trials).trials()
+    assert list(table[path]) == ["", "lora: none", "encoder: fresh"]
+    table.to_parquet(tmp_path / "trials.parquet")
 
 
 def suggestions_of_lists(of: Search) -> list[dict[str, Any]]:

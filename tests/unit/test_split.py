@@ -18,9 +18,12 @@ from rayrec.data.rows import HISTORY
 from rayrec.data.tokenise import load_tokenizer
 from rayrec.models.backbone import merge_lora
 from rayrec.models.factors import Factors
+from rayrec.models.objectives import Objective
 from rayrec.models.packing import pack
-from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build, calibrate_mapper
-from rayrec.stages import EncoderKind, Part
+from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build, calibrate_mapper, trainable
+from rayrec.stages import EncoderKind, Part, StageName
+from rayrec.training.job import DataFacts, StageJob
+from rayrec.training.model import stage_model
 
 # Rows 0, 2 and 5 share a history, and so do 1 and 4; 3 is alone. None of them is long or short throughout.
 GROUPS = [7, 3, 7, 5, 3, 7]
@@ -243,3 +246,53 @@ def test_another_way_to_compute_gives_the_same(change: Callable[[SASRecLLM], Non
     expected = learned(model, pair(hybrid=True, cut=cut)[1])
     change(model)
     assert_same(learned(model, split), expected)
+
+
+# A stage
+
+
+def joint_steps(tiny: Path, fast: dict[str, Any], steps: int = 3) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses and weights of joint tuning from scratch: each step two slices of the rows, as the loop cuts them."""
+    stage = {"trains": list(Part), "starts_from": {"encoder": "fresh", "lora": "fresh"}, "batch": 6, "micro_batch": 3}
+    settings: dict[str, Any] = {
+        "encoder": {"width": 16, "max_len": 8, "dropout": 0},
+        "mapper": {"tokens": SOFT},
+        "lora": {"dropout": 0},
+        "backbone": {"sources": str(tiny)},
+        "engine": {"precision": "fp32"},
+        "cluster": {"workers": 1},
+        "stages": {"tune_hybrid": stage},
+        "fast": fast,
+    }
+    facts = DataFacts(users=8, items=20, max_len=8, rows={})
+    job = StageJob(config=Config.model_validate(settings), stage=StageName.TUNE_HYBRID, facts=facts, data="")
+    model = stage_model(job)
+    model.freeze_all_but(job.trains)
+    model.set_mode(job.trains)
+    learned = trainable(model, job.trains)
+    optimizer = torch.optim.SGD(learned.values(), lr=0.3)
+    losses = []
+    for batch in job.micro_batches(table(hybrid=True)) * steps:
+        loss = Objective(model, job.settings.loss)(batch) / job.accumulation
+        loss.backward()
+        losses.append(float(loss.detach()))
+        if len(losses) % job.accumulation == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    return losses, {name: value.detach() for name, value in learned.items()}
+
+
+def test_joint_tuning_takes_the_steps_of_the_plain_path(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All three parts learn, LoRA left of the soft tokens as well."""
+    monkeypatch.setenv("RAYREC_CACHE", str(tmp_path))
+    plain = {"split_prompts": False, "shared_rows": 1, "merge_lora": False, "plain_attention": False}
+    start = joint_steps(tiny, plain, steps=0)[1]
+    expected, whole = joint_steps(tiny, plain)
+    losses, weights = joint_steps(tiny, {})
+    assert losses == pytest.approx(expected, abs=1e-6) and abs(losses[0] - losses[4]) > 1e-3
+    assert_same(weights, whole)
+    for part in Part:
+        moved = [(whole[name] - start[name]).abs().max() for name in whole if name.startswith(f"{part}.")]
+        assert max(moved) > 1e-3

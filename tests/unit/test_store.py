@@ -61,12 +61,50 @@ def changed(folder: Path, tree: Mapping[str, Any], **more: Any) -> set[StageName
         ({"engine": {"precision": "fp32"}}, {LORA, HYBRID}),  # the encoder alone trains in fp32 anyway
         ({"mapper": {"tokens": 2}}, {HYBRID}),
         ({"stages": {"tune_hybrid": {"epochs": 3}}}, {HYBRID}),
+        ({"stages": {"tune_hybrid": {"starts_from": {"encoder": "fresh"}}}}, {HYBRID}),
+        ({"stages": {"tune_hybrid": {"starts_from": {"lora": "none"}}}}, {HYBRID}),
+        ({"stages": {"tune_hybrid": {"trains": ["encoder", "mapper", "lora"]}}}, {HYBRID}),
     ],
 )
 def test_an_address_follows_from_what_determines_the_result(
     tree: dict[str, Any], stages: set[StageName], tmp_path: Path
 ) -> None:
     assert changed(tmp_path, tree) == stages
+
+
+FROM_SCRATCH = {"starts_from": {"encoder": "fresh"}}
+WITHOUT_LORA = {"starts_from": {"lora": "none"}}
+JOINT = {"trains": ["encoder", "mapper", "lora"], "starts_from": {"encoder": "fresh", "lora": "fresh"}}
+
+
+@pytest.mark.parametrize(
+    ("variant", "tree", "moves"),
+    [
+        (FROM_SCRATCH, {"stages": {"pretrain_encoder": {"lr": 0.01}}}, False),
+        (FROM_SCRATCH, {"stages": {"tune_lora": {"lr": 0.01}}}, True),
+        (FROM_SCRATCH, {"encoder": {"width": 32}}, True),
+        (WITHOUT_LORA, {"stages": {"tune_lora": {"lr": 0.01}}}, False),
+        (WITHOUT_LORA, {"lora": {"r": 4}}, False),
+        (WITHOUT_LORA, {"stages": {"pretrain_encoder": {"lr": 0.01}}}, True),
+        (JOINT, {"stages": {"pretrain_encoder": {"lr": 0.01}, "tune_lora": {"lr": 0.01}}}, False),
+        (JOINT, {"lora": {"r": 4}}, True),
+        (JOINT, {"seed": 1}, True),
+    ],
+)
+def test_a_variants_address_follows_from_what_it_starts_from(
+    variant: dict[str, Any], tree: dict[str, Any], moves: bool, tmp_path: Path
+) -> None:
+    before = marks(run(tmp_path / "before", {"stages": {"tune_hybrid": variant}}))
+    stages = {"tune_hybrid": variant} | tree.get("stages", {})
+    after = marks(run(tmp_path / "after", tree | {"stages": stages}))
+    assert (before[HYBRID] != after[HYBRID]) is moves
+
+
+def test_variants_have_addresses_of_their_own(tmp_path: Path) -> None:
+    every = {"trains": ["encoder", "mapper", "lora"]}
+    variants = [{}, {"trains": ["mapper"]}, FROM_SCRATCH, WITHOUT_LORA, JOINT, every, every | FROM_SCRATCH]
+    found = {marks(run(tmp_path / str(i), {"stages": {"tune_hybrid": one}}))[HYBRID] for i, one in enumerate(variants)}
+    assert len(found) == len(variants)
 
 
 def test_it_follows_from_the_data(tmp_path: Path) -> None:
