@@ -83,10 +83,11 @@ def _last_liked(rows: pa.Table) -> IntArray:
 
 def _feature_floor(folder: str) -> FeatureFloor:
     titles = open_table(f"{folder}/items.parquet")[c.TITLE].to_pylist()
-    return FeatureFloor(["", *titles], _auc_and_uauc)  # ids start at 1
+    return FeatureFloor(["", *titles], auc_and_uauc)  # ids start at 1
 
 
-def _auc_and_uauc(users: IntArray, labels: IntArray, scores: Scores) -> float:
+def auc_and_uauc(users: IntArray, labels: IntArray, scores: Scores) -> float:
+    """What settings are chosen by on the validation rows: AUC + UAUC, where no user has both classes AUC alone."""
     of_users, counted = uauc(users, labels, scores)
     return auc(labels, scores) + (of_users if counted else 0.0)
 

@@ -64,9 +64,9 @@ class Run:
 
     @property
     def systems(self) -> tuple[SystemName, ...]:
-        """The systems that it scores: all that need none but its own stages."""
+        """The systems that it scores: all that need none but its own stages; ensembles belong to experiments."""
         there = (None, *self.stages)
-        return tuple(system for system, spec in SYSTEMS.items() if spec.after in there)
+        return tuple(system for system, spec in SYSTEMS.items() if spec.after in there and not spec.members)
 
     @property
     def facts(self) -> DataFacts:

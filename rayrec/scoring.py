@@ -1,9 +1,9 @@
-"""Scores of the test rows: one pool of Ray Data actors goes through the systems, and each system's file comes out as
-soon as its last row is scored, so that an interrupted evaluation goes on with the system it was at.
+"""Scores of rows: one pool of Ray Data actors goes through the systems, and each system's file comes out as soon as
+its last row is scored, so that an interrupted evaluation goes on with the system it was at.
 """
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -25,7 +25,7 @@ from rayrec.errors import InputError
 from rayrec.floors import floor_scores
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.run import Run
-from rayrec.stages import SYSTEMS, Part, Stream, SystemName, SystemSpec
+from rayrec.stages import SYSTEMS, Part, StageName, Stream, SystemName, SystemSpec
 from rayrec.training.evaluate import Scores, score_rows
 from rayrec.training.launch import worker_resources
 from rayrec.training.model import ScoringJob, scoring_model
@@ -37,18 +37,23 @@ _SYSTEM, _BATCHES = "system", "batches"
 
 def test_sample(run: Run) -> Ids:
     """Row ids of the test rows that every system scores."""
-    rows = _rows(run, Stream.INTERACTIONS)
     settings = run.config.evaluation
-    return sample_rows(rows.user_ids, settings.users, settings.rows_per_user, _SAMPLE_SEED)
+    return sample_rows(_rows(run, "test").user_ids, settings.users, settings.rows_per_user, _SAMPLE_SEED)
 
 
 def describe_sample(run: Run) -> str:
     """The same in words, for the caption of every table."""
     ids = test_sample(run)
-    rows = _rows(run, Stream.INTERACTIONS)
+    rows = _rows(run, "test")
     users, there = len(np.unique(rows.user_ids[ids])), len(np.unique(rows.user_ids))
     which = "all" if len(ids) == len(rows) else "a fixed, seeded sample:"
     return f"{which} {len(ids):,} of {len(rows):,} test rows, {users:,} of {there:,} users; the same for every system"
+
+
+def validation_sample(run: Run, stage: StageName) -> Ids:
+    """Row ids of the validation rows that ``stage`` is judged on."""
+    settings, seed = run.config.stages[stage], run.config.seed
+    return sample_rows(_rows(run, "valid").user_ids, settings.valid_users, settings.valid_rows_per_user, seed)
 
 
 def predictions_path(run: Run, system: SystemName) -> str:
@@ -71,13 +76,21 @@ def score_systems(run: Run, systems: Iterable[SystemName]) -> None:
     """
     open_systems = [system for system in systems if not storage.exists(predictions_path(run, system))]
     ids = test_sample(run)
-    tasks: dict[SystemName, _Task] = {}
-    for system in open_systems:
-        spec = SYSTEMS[system]
-        if spec.reads is None:
-            _write_predictions(run, system, ids, floor_scores(system, run.data.folder, ids))
-        else:
-            tasks[system] = _task(run, spec, spec.reads)
+    floors = [system for system in open_systems if SYSTEMS[system].reads is None]
+    for system in floors:
+        write_scores(run, "test", predictions_path(run, system), ids, floor_scores(system, run.data.folder, ids))
+    neural = [system for system in open_systems if system not in floors]
+    for system, scores in score_split(run, neural, "test", ids):
+        write_scores(run, "test", predictions_path(run, system), ids, scores)
+
+
+def score_split(run: Run, systems: Sequence[SystemName], split: str, ids: Ids) -> Iterator[tuple[SystemName, Scores]]:
+    """Each system and its scores of the rows ``ids`` of a split, shape (len(ids),), one system after the other.
+
+    Raises:
+        InputError: a stage that a system needs has not run.
+    """
+    tasks = {system: _task(run, SYSTEMS[system], split) for system in systems}
     if not tasks:
         return
     calls = _calls(run, tasks, ids)
@@ -86,10 +99,11 @@ def score_systems(run: Run, systems: Iterable[SystemName]) -> None:
         for name, tables in groupby(scored, key=lambda table: table[_SYSTEM][0].as_py()):  # they come in order
             rows = pa.concat_tables(tables).sort_by(c.ROW)
             assert np.array_equal(rows[c.ROW].to_numpy(), ids)
-            _write_predictions(run, SystemName(name), ids, rows[c.SCORE].to_numpy())
+            yield SystemName(name), rows[c.SCORE].to_numpy()
 
 
-def _task(run: Run, spec: SystemSpec, stream: Stream) -> "_Task":
+def _task(run: Run, spec: SystemSpec, split: str) -> "_Task":
+    assert spec.reads is not None
     if spec.after is not None and not run.holds(spec.after):
         raise InputError(f"stage {spec.after} has not run; run jobs/train_stage.py {spec.after} first")
     folders: dict[Part, str] = {}
@@ -100,9 +114,9 @@ def _task(run: Run, spec: SystemSpec, stream: Stream) -> "_Task":
         config=run.config,
         facts=run.facts,
         parts={part: folders[part] for part in spec.parts & folders.keys()},  # a stage may go without one
-        uses_backbone=stream.uses_backbone,
+        uses_backbone=spec.reads.uses_backbone,
     )
-    return _Task(job, RowSource(run.data.folder, "test", stream, run.facts.max_len))
+    return _Task(job, RowSource(run.data.folder, split, spec.reads, run.facts.max_len))
 
 
 def _calls(run: Run, tasks: Mapping[SystemName, "_Task"], ids: Ids) -> list[dict[str, Any]]:
@@ -137,16 +151,16 @@ def _scored_by_actors(
     return iter(scored.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
-def _write_predictions(run: Run, system: SystemName, ids: Ids, scores: Scores) -> None:
-    rows = _rows(run, Stream.INTERACTIONS).frame(ids)
-    table = rows.append_column(c.SCORE, pa.array(scores, pa.float64())).select(c.PREDICTIONS_SCHEMA.names)
+def write_scores(run: Run, split: str, path: str, ids: Ids, scores: Scores) -> None:
+    """Write scored rows of a split (PREDICTIONS_SCHEMA)."""
+    table = _rows(run, split).frame(ids).append_column(c.SCORE, pa.array(scores, pa.float64()))
     sink = pa.BufferOutputStream()
-    pq.write_table(table.cast(c.PREDICTIONS_SCHEMA), sink, compression="zstd")
-    storage.write_bytes(predictions_path(run, system), sink.getvalue().to_pybytes())
+    pq.write_table(table.select(c.PREDICTIONS_SCHEMA.names).cast(c.PREDICTIONS_SCHEMA), sink, compression="zstd")
+    storage.write_bytes(path, sink.getvalue().to_pybytes())
 
 
-def _rows(run: Run, stream: Stream) -> OpenRows:
-    return RowSource(run.data.folder, "test", stream, run.facts.max_len).open()
+def _rows(run: Run, split: str) -> OpenRows:
+    return RowSource(run.data.folder, split, Stream.INTERACTIONS, run.facts.max_len).open()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The method as a table: which parts a stage trains, what it reads and where it starts; encoders; systems.
 
 Section numbers refer to the SASRecLLM paper: dual-stage training (3.2.1), hierarchical freezing (3.2.2),
-plug-and-play tuning (3.2.3).
+plug-and-play tuning (3.2.3), an ensemble of its ablation's systems (6.2).
 """
 
 from dataclasses import dataclass
@@ -122,6 +122,7 @@ class SystemName(Name):
     TALLREC = "tallrec"
     SASREC = "sasrec"
     SASRECLLM = "sasrecllm"
+    ENSEMBLE = "ensemble"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,8 @@ class SystemSpec:
     title: str
     parts: frozenset[Part] = frozenset()
     after: StageName | None = None
-    reads: Stream | None = None  # None: no neural model at all, `rayrec.floors`
+    reads: Stream | None = None  # None: no neural model of its own, `rayrec.floors` or `rayrec.ensemble`
+    members: tuple[SystemName, ...] = ()  # whose scores it pools; experiments have it, runs do not
 
 
 SYSTEMS = MappingProxyType(
@@ -151,6 +153,9 @@ SYSTEMS = MappingProxyType(
         ),
         SystemName.SASRECLLM: SystemSpec(
             title="SASRecLLM", parts=frozenset(Part), after=StageName.TUNE_HYBRID, reads=Stream.HYBRID_PROMPTS
+        ),
+        SystemName.ENSEMBLE: SystemSpec(  # section 6.2
+            title="Ensemble", members=(SystemName.SASREC, SystemName.TALLREC, SystemName.SASRECLLM)
         ),
     }
 )

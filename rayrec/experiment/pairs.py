@@ -13,6 +13,7 @@ from typing import Any
 from rayrec import storage
 from rayrec.config import Config, fingerprint, identity
 from rayrec.config.training import StagesConfig
+from rayrec.ensemble import weights_path
 from rayrec.experiment.settings import Experiment, needed_stages
 from rayrec.run import Run
 from rayrec.scoring import predictions_path
@@ -34,7 +35,8 @@ class Pair:
     fold: int | None  # of an experiment with folds
     run: Run  # its folder is the pair's own; its data is shared
     content: Mapping[str, Any]  # all that determines the predictions
-    jobs: Mapping[StageName, StageJob]  # the stages that the system needs, in the order of training
+    jobs: Mapping[StageName, StageJob]  # the stages that the system or its members need, in the order of training
+    members: tuple["Pair", ...] = ()  # whose scores it pools
 
     @cached_property
     def fingerprint(self) -> str:
@@ -54,6 +56,11 @@ class Pair:
     def predictions(self) -> str:
         """Where they lie (PREDICTIONS_SCHEMA)."""
         return predictions_path(self.run, self.system)
+
+    @property
+    def weights(self) -> str:
+        """Where an ensemble's lie."""
+        return weights_path(self.run, self.system)
 
 
 def experiment_folder(experiment: Experiment) -> str:
@@ -125,16 +132,22 @@ def all_pairs(experiment: Experiment) -> list[Pair]:
     ]
 
 
-def _pair(experiment: Experiment, title: str, seed: int, fold: int | None) -> Pair:
-    system = experiment.config.systems[title].system
+def _pair(experiment: Experiment, title: str, seed: int, fold: int | None, member: SystemName | None = None) -> Pair:
+    """A row's pair, or that of a member of its system."""
+    system = member or experiment.config.systems[title].system
     config = experiment.configuration(title, seed, fold)
+    members = tuple(_pair(experiment, title, seed, fold, name) for name in SYSTEMS[system].members)
     data = data_folder(experiment, config)
     jobs = stage_jobs(config, Prepared(data), store_folder(config))
     needed = {stage: jobs[stage] for stage in needed_stages(system, config.stages)}
     content = _content(system, config, Prepared(data), list(needed.values()))
+    if members:
+        content["members"] = [one.fingerprint for one in members]
     place = storage.join(experiment_folder(experiment), "pairs", fingerprint(content)[:_DIGITS])
     run = Run(config, place=place, prepared=data)
-    return Pair(title=title, system=system, seed=seed, fold=fold, run=run, content=content, jobs=needed)
+    return Pair(
+        title=title, system=system, seed=seed, fold=fold, run=run, content=content, jobs=needed, members=members
+    )
 
 
 def _content(system: SystemName, config: Config, data: Prepared, needed: list[StageJob]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class Told:
 
     predictions: Mapping[int, pd.DataFrame]  # seed -> rows with PREDICTIONS_SCHEMA's columns, the same rows for all
     failures: Mapping[int, str]  # seed -> why it has none
+    weights: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # of an ensemble: seed -> member -> weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Row:
     failures: Mapping[int, str]
     counts: Mapping[str, Mapping[str, int]]  # of every slice
     metrics: Mapping[str, Mapping[str, Any]]
+    weights: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # of an ensemble, where there is one split
 
 
 def summarise(experiment: Experiment, told: Mapping[str, Told], sample: str) -> dict[str, Any]:
@@ -65,6 +67,7 @@ def rows_of(told: Mapping[str, Told], found: Found) -> dict[str, Row]:
             failures=one.failures,
             counts={part: _counts(masked(one.predictions, part)) for part in SLICES},
             metrics={part: _metrics(found[part][title], sorted(one.predictions)) for part in SLICES},
+            weights=one.weights,
         )
         for title, one in told.items()
     }
@@ -87,6 +90,7 @@ def compare(experiment: Experiment, found: Found, rows: Mapping[str, Row], sampl
                 "system": config.systems[title].system.value,
                 "is_trained": is_trained(config.systems[title].system),
                 "set": dict(config.systems[title].set),
+                **_weights(row),
                 "seeds": list(row.seeds),
                 "failures": {str(seed): reason for seed, reason in sorted(row.failures.items())},
                 "relative_improvement": _relative(found["all"][title], reference["all"]),
@@ -103,6 +107,11 @@ def compare(experiment: Experiment, found: Found, rows: Mapping[str, Row], sampl
         },
         "best": {part: {metric: _best(found[part], metric) for metric in COMPARED} for part in SLICES},
     }
+
+
+def _weights(row: Row) -> dict[str, Any]:
+    """Nothing for all but ensembles."""
+    return {"weights": {str(seed): dict(own) for seed, own in sorted(row.weights.items())}} if row.weights else {}
 
 
 def masked(predictions: Mapping[int, pd.DataFrame], part: str) -> dict[int, pd.DataFrame]:

@@ -15,7 +15,7 @@ from rayrec.config.section import Section
 from rayrec.config.training import StagesConfig
 from rayrec.errors import InputError
 from rayrec.settings import explain, override, read_tree, validate, with_values
-from rayrec.stages import SYSTEMS, StageName, SystemName
+from rayrec.stages import STAGES, SYSTEMS, StageName, SystemName
 
 # One value for all systems, or the tables would compare what cannot be compared.
 _COMMON = (
@@ -102,14 +102,17 @@ class Experiment(Section):
 
 
 def is_trained(system: SystemName) -> bool:
-    """Whether a stage leaves the system's parts; else it has no training seed."""
-    return SYSTEMS[system].after is not None
+    """Whether a stage leaves the system's parts, or a member's; else it has no training seed."""
+    spec = SYSTEMS[system]
+    return spec.after is not None or any(map(is_trained, spec.members))
 
 
 def needed_stages(system: SystemName, stages: StagesConfig) -> tuple[StageName, ...]:
-    """Stages that a system needs, in the order of training."""
-    after = SYSTEMS[system].after
-    return () if after is None else stages.lineage(after)
+    """Stages that a system or its members need, in the order of training."""
+    spec = SYSTEMS[system]
+    needed = {stage for member in spec.members for stage in needed_stages(member, stages)}
+    needed |= set() if spec.after is None else set(stages.lineage(spec.after))
+    return tuple(stage for stage in STAGES if stage in needed)
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -18,6 +18,7 @@ from rayrec import __version__, storage
 from rayrec.binding import EXPERIMENT, bind, is_bound, package_versions
 from rayrec.data import columns as c
 from rayrec.data.rows import RowSource
+from rayrec.ensemble import score_ensemble
 from rayrec.errors import DivergedError, InputError
 from rayrec.experiment.folds import summarise_folds
 from rayrec.experiment.pairs import Pair, all_pairs, experiment_folder, variants
@@ -28,7 +29,7 @@ from rayrec.preparation import prepare_prompts, prepare_rows
 from rayrec.report import ExperimentReportData, write_experiment_report
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, score_systems, test_sample
-from rayrec.stages import Stream
+from rayrec.stages import SYSTEMS, Stream
 from rayrec.training.cluster import check_fits, connected
 from rayrec.training.launch import StageError
 from rayrec.training.model import warn_of_slow_bf16
@@ -137,6 +138,12 @@ def _run_pair(pair: Pair, failures: _Failures) -> None:
         if job.fingerprint in failures.stages:
             raise RuntimeError(failures.stages[job.fingerprint])
     storage.write_text(pair.run.path(PAIR), json.dumps(pair.content, indent=2) + "\n")
+    if pair.members:
+        for member in pair.members:
+            if not member.is_finished:
+                _run_pair(member, failures)
+        score_ensemble(pair.run, pair.system, {member.system: member.run for member in pair.members})
+        return
     try:
         train_run(pair.run, list(pair.jobs))
     except (DivergedError, StageError) as error:  # not what a look at the settings refused: no stage has failed then
@@ -161,11 +168,14 @@ def _write(experiment: Experiment, pairs: Sequence[Pair], failures: _Failures, f
         for fold, of_fold in told.items():
             own = [pair for pair in pairs if (pair.title, pair.fold) == (title, fold)]
             contents = {pair.seed: storage.read_bytes(pair.predictions) for pair in own if pair.is_finished}
+            chosen = {pair.seed: storage.read_bytes(pair.weights) for pair in own if pair.is_finished and pair.members}
             lost = {p.seed: failures.pairs.get(p.fingerprint, "not run") for p in own if not p.is_finished}
             frames = {seed: pd.read_parquet(io.BytesIO(content)) for seed, content in contents.items()}
-            of_fold[title] = Told(predictions=frames, failures=lost)
+            weights = {seed: json.loads(content) for seed, content in chosen.items()}
+            of_fold[title] = Told(predictions=frames, failures=lost, weights=weights)
             start = "" if fold is None else f"fold-{fold}-seed-"
             files |= {f"{start}{seed}.parquet": content for seed, content in contents.items()}
+            files |= {f"{start}{seed}.json": content for seed, content in chosen.items()}
         _replace(storage.join(folder, "predictions", experiment.slugs[title]), files)
     place = storage.join(folder, "predictions")
     for name in set(storage.names(place)) - set(experiment.slugs.values()):  # of a title that is no more
@@ -219,6 +229,10 @@ def _notes(experiment: Experiment) -> list[str]:
             2,
             "Each fold trains on all rows before those that it validates and tests on, so the larger training sets hold"
             f" the smaller ones. Intervals and p values are for these {experiment.folds} folds alone.",
+        )
+    if any(SYSTEMS[entry.system].members for entry in experiment.config.systems.values()):
+        notes.append(
+            "An ensemble's weights were chosen on the validation rows that its members' checkpoints were chosen on."
         )
     if base.data.dataset == "synthetic":
         notes.insert(0, "The data is generated: these figures show that the machinery works and nothing else.")

@@ -52,9 +52,17 @@ def _systems(results: Results) -> list[dict[str, Any]]:
         {
             "title": title,
             "system": system["system"],
-            "settings": ", ".join(f"{path}: {value}" for path, value in system["set"].items()),
+            "settings": ", ".join([f"{path}: {value}" for path, value in system["set"].items()] + _weights(system)),
         }
         for title, system in results["systems"].items()
+    ]
+
+
+def _weights(system: Mapping[str, Any]) -> list[str]:
+    """An ensemble's, seed by seed."""
+    return [
+        f"seed {seed}: {' + '.join(f'{weight:.2f} {member}' for member, weight in weights.items())}"
+        for seed, weights in system.get("weights", {}).items()
     ]
 
 

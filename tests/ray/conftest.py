@@ -7,6 +7,9 @@ import processes
 import pytest
 import ray
 
+from rayrec.config import Config
+from rayrec.run import Run
+
 # smoke.yaml with more epochs and a checkpoint after each: long enough for a kill to land in the middle of a stage.
 EPOCHS = {"pretrain_encoder": 14, "tune_lora": 11, "tune_hybrid": 11}
 LONGER = [
@@ -15,6 +18,7 @@ LONGER = [
     for key, value in (("epochs", epochs), ("checkpoint_every", 1), ("patience", 99))
     for option in ("--set", f"stages.{stage}.{key}={value}")
 ]
+SCORED = Run(Config()).systems  # by a run of any configuration that keeps the stages as they are
 SMOKE = ["--config", "configs/smoke.yaml", *LONGER]
 
 

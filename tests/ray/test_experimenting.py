@@ -1,10 +1,15 @@
-"""An experiment as a person runs it: one system fails, is mended and tried again; nothing is trained twice."""
+"""An experiment as a person runs it: one system fails, is mended and tried again; nothing is trained twice.
+
+The ensemble comes before the systems that it pools; one of them has a row of its own.
+"""
 
 import copy
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import processes
 import pytest
@@ -28,7 +33,15 @@ TREE: dict[str, Any] = {
     "reference": "SASRec & co.",
     "systems": {
         "Floor": {"system": "bias_floor"},
+        "Ensemble": {"system": "ensemble"},
         "Mapper only": {"system": "sasrecllm", "set": {"stages.tune_hybrid.trains": ["mapper"], BATCH: 100_000}},
+        "Joint": {
+            "system": "sasrecllm",
+            "set": {
+                "stages.tune_hybrid.trains": ["encoder", "mapper", "lora"],
+                "stages.tune_hybrid.starts_from": {"encoder": "fresh", "lora": "fresh"},
+            },
+        },
         "SASRec & co.": {"system": "sasrec"},
     },
 }
@@ -44,6 +57,46 @@ def trained(store: Path) -> dict[str, int]:
     return {log.parent.relative_to(store).as_posix(): log.stat().st_mtime_ns for log in logs}
 
 
+def with_system(folder: Path, system: str) -> list[tuple[Path, dict[str, Any]]]:
+    """The pairs of a system: folder and what addresses it."""
+    found = [(path.parent, json.loads(path.read_text())) for path in (folder / "pairs").glob("*/pair.json")]
+    return [(place, content) for place, content in found if content["system"] == system]
+
+
+def assert_pooled(folder: Path, results: dict[str, Any]) -> None:
+    """The ensemble's scores follow from its members' files and its weights; one member is the row of its own."""
+    pools = with_system(folder, "ensemble")
+    assert len(pools) == 2
+    for place, content in pools:
+        weights = json.loads((place / "predictions" / "ensemble.json").read_text())
+        assert [*weights] == ["sasrec", "tallrec", "sasrecllm"] and sum(weights.values()) == pytest.approx(1)
+        members = [folder / "pairs" / mark[:16] / "predictions" for mark in content["members"]]
+        frames = [pd.read_parquet(of / f"{name}.parquet") for of, name in zip(members, weights, strict=True)]
+        logits = [np.log(frame.score / (1 - frame.score)) for frame in frames]
+        logit = np.average(logits, axis=0, weights=list(weights.values()))
+        pooled = pd.read_parquet(place / "predictions" / "ensemble.parquet")
+        assert pooled.score.to_numpy() == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-12)
+        assert pooled.drop(columns="score").equals(frames[0].drop(columns="score"))
+        valid = [pd.read_parquet(place / "validation" / f"{name}.parquet") for name in weights]
+        assert valid[0].drop(columns="score").equals(valid[2].drop(columns="score"))
+        assert weights in results["systems"]["Ensemble"]["weights"].values()
+    rows = [path.read_bytes() for path in (folder / "predictions" / "sasrec-co").iterdir()]
+    scored = [place / "predictions" / "sasrec.parquet" for place, _ in with_system(folder, "sasrec")]
+    assert sorted(rows) == sorted(path.read_bytes() for path in scored)
+
+
+def assert_joint(folder: Path) -> None:
+    """One stage left all three parts, from nothing."""
+    (stages,) = {
+        tuple(sorted(path.name for path in (place / "parts").iterdir()))
+        for place, _ in with_system(folder, "sasrecllm")
+        if (place / "parts" / "tune_hybrid" / "lora").exists()
+    }
+    assert stages == ("tune_hybrid",)
+    cards = [json.loads(path.read_text()) for path in folder.glob("pairs/*/parts/tune_hybrid/lora/part.json")]
+    assert len(cards) == 2 and all(card["parents"] == {} and card["stage"] == "tune_hybrid" for card in cards)
+
+
 def test_a_failing_system_is_mended_and_nothing_is_trained_twice(job_env: dict[str, str], tmp_path: Path) -> None:
     file, folder, store = tmp_path / "small.yaml", tmp_path / "small", tmp_path / "store"
     tree = copy.deepcopy(TREE) | {"set": {**TREE["set"], "storage": str(tmp_path)}}
@@ -51,24 +104,22 @@ def test_a_failing_system_is_mended_and_nothing_is_trained_twice(job_env: dict[s
     command = processes.job("experiment", "--config", str(file))
 
     first = processes.run(command, job_env, tmp_path / "first")
-    assert first.code == 1 and "2 of 5 pairs failed; the same command tries them again" in first.err
+    assert first.code == 1 and "2 of 9 pairs failed; the same command tries them again" in first.err
     results = json.loads((folder / "results.json").read_text())
     reasons = results["systems"]["Mapper only"]["failures"]
     assert list(reasons) == ["0", "1"] and all("use a smaller batch" in reason for reason in reasons.values())
     assert results["systems"]["SASRec & co."]["seeds"] == [0, 1] and results["systems"]["Floor"]["seeds"] == [0]
     before = trained(store)
-    assert [name.partition("/")[0] for name in before] == ["pretrain_encoder"] * 2  # nothing for what cannot be ended
+    stages = Counter(name.partition("/")[0] for name in before)  # nothing for what cannot be ended
+    assert stages == {"pretrain_encoder": 2, "tune_lora": 2, "tune_hybrid": 4}  # the ensemble's, and the joint ones
 
     tree["systems"]["Mapper only"]["set"][BATCH] = 16
     file.write_text(yaml.safe_dump(tree, sort_keys=False))
     second = processes.run(command, job_env, tmp_path / "second").checked()
     after = trained(store)
     assert {name: after.get(name) for name in before} == before  # the encoders are below the mappers, too
-    assert sorted(name.partition("/")[0] for name in after.keys() - before.keys()) == [
-        *["tune_hybrid"] * 2,
-        *["tune_lora"] * 2,
-    ]
-    assert len(list((store / "data").iterdir())) == 1 and second.out.count("complete before") == 3
+    assert [name.partition("/")[0] for name in after.keys() - before.keys()] == ["tune_hybrid"] * 2
+    assert len(list((store / "data").iterdir())) == 1 and second.out.count("complete before") == 7
     print(f"experiment: {first.seconds:.0f} s and, mended, {second.seconds:.0f} s")
 
     whole = files(folder)
@@ -78,18 +129,21 @@ def test_a_failing_system_is_mended_and_nothing_is_trained_twice(job_env: dict[s
     assert files(folder) == whole and trained(store) == after
 
     results = json.loads((folder / "results.json").read_text())
-    for title, slug in (("SASRec & co.", "sasrec-co"), ("Mapper only", "mapper-only")):
+    slugs = {"SASRec & co.": "sasrec-co", "Mapper only": "mapper-only", "Joint": "joint", "Ensemble": "ensemble"}
+    for title, slug in slugs.items():
         frames = [pd.read_parquet(folder / "predictions" / slug / f"{seed}.parquet") for seed in (0, 1)]
         assert frames[0].drop(columns="score").equals(frames[1].drop(columns="score"))
         assert frames[0].user_id.nunique() == 12 and not frames[0].score.equals(frames[1].score)
         found = results["systems"][title]["slices"]["all"]["metrics"]["auc"]["mean"]
         assert found == pytest.approx(sum(roc_auc_score(frame.label, frame.score) for frame in frames) / 2, abs=1e-12)
+    assert_pooled(folder, results)
+    assert_joint(folder)
     assert r"SASRec \& co." in (folder / "report" / "tables" / "results.tex").read_text()
     assert "SASRec &amp; co." in (folder / "report" / "index.html").read_text()
     assert_needs_no_network((folder / "report" / "index.html").read_text())
 
     plan = processes.run([*command, "--plan"], job_env, tmp_path / "plan").checked().out.splitlines()
     assert len(plan) <= 24 and max(map(len, plan)) <= 100 + len(str(folder))
-    assert any("0 of 5 pairs, for which 0 stages are to be trained" in line for line in plan)
+    assert any("0 of 9 pairs, for which 0 stages are to be trained" in line for line in plan)
     text = processes.run([*command, "--help"], job_env, tmp_path / "help").checked().out.splitlines()
     assert len(text) <= 24 and max(map(len, text)) <= 100 and "--plan" in "\n".join(text)

@@ -11,7 +11,7 @@ import processes
 import pytest
 import safetensors.torch
 import torch
-from conftest import EPOCHS, LONGER, SMOKE, Pipeline
+from conftest import EPOCHS, LONGER, SCORED, SMOKE, Pipeline
 from pages import assert_needs_no_network
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
@@ -52,14 +52,14 @@ def test_it_ends_well_and_says_little(uninterrupted: Pipeline) -> None:
     assert max(map(len, finished.out.splitlines())) <= 200
     for stage in STAGES:
         assert re.search(rf"^{stage}  \d+ steps in \d+ s", finished.out, re.MULTILINE)
-    for spec in SYSTEMS.values():
-        assert re.search(rf"^{spec.title} .*\d\.\d{{3}}", finished.out, re.MULTILINE)
+    for system in SCORED:
+        assert re.search(rf"^{SYSTEMS[system].title} .*\d\.\d{{3}}", finished.out, re.MULTILINE)
 
 
 def test_it_leaves_what_is_promised(folder: Path) -> None:
     wanted = [*(f"data/{name}" for name in ("train.parquet", "valid.parquet", "test.parquet", "items.parquet"))]
     wanted += ["config.yaml", "data/manifest.json", "metrics.json", "report/index.html"]
-    wanted += [f"predictions/{system}.parquet" for system in SYSTEMS]
+    wanted += [f"predictions/{system}.parquet" for system in SCORED]
     wanted += [f"stages/{stage}/progress.jsonl" for stage in STAGES]
     wanted += [
         f"parts/{stage}/{name}/{file}"
@@ -78,7 +78,7 @@ def test_again_there_is_nothing_to_do(uninterrupted: Pipeline, folder: Path, tmp
     nowhere = uninterrupted.env | {"RAY_ADDRESS": "127.0.0.1:1"}  # where connecting would fail
     finished = processes.run(processes.job("full_pipeline", *uninterrupted.options), nowhere, tmp_path).checked()
     assert "all stages are complete; nothing to do" in finished.out
-    table = len(SYSTEMS) + 2  # its header, and where the report is
+    table = len(SCORED) + 2  # its header, and where the report is
     assert finished.out.splitlines()[-table:] == uninterrupted.finished.out.splitlines()[-table:]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
@@ -88,7 +88,7 @@ def test_again_there_is_nothing_to_do(uninterrupted: Pipeline, folder: Path, tmp
 
 @pytest.fixture(scope="module")
 def predictions(folder: Path) -> dict[SystemName, pd.DataFrame]:
-    return {system: pd.read_parquet(folder / "predictions" / f"{system}.parquet") for system in SYSTEMS}
+    return {system: pd.read_parquet(folder / "predictions" / f"{system}.parquet") for system in SCORED}
 
 
 def test_every_system_scores_the_same_rows(predictions: dict[SystemName, pd.DataFrame], folder: Path) -> None:
@@ -111,7 +111,7 @@ def both_classes(frame: pd.DataFrame) -> bool:
     return frame.label.nunique() == 2
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", SCORED)
 def test_metrics_follow_from_the_predictions(
     system: SystemName, predictions: dict[SystemName, pd.DataFrame], folder: Path
 ) -> None:

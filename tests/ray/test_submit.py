@@ -15,10 +15,10 @@ from pathlib import Path
 import heads
 import processes
 import pytest
-from conftest import SMOKE, Pipeline
+from conftest import SCORED, SMOKE, Pipeline
 from heads import Cluster
 
-from rayrec.stages import STAGES, SYSTEMS
+from rayrec.stages import STAGES
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -42,7 +42,7 @@ def test_both_forms_give_the_same_bytes(cluster: Cluster, uninterrupted: Pipelin
     assert "all stages are complete; nothing to do" in again.out
     for out in (finished.out, again.out):
         assert re.search(r"^SASRecLLM +\d", out, re.MULTILINE)
-    for system in SYSTEMS:
+    for system in SCORED:
         path = f"predictions/{system}.parquet"
         assert (tmp_path / "smoke" / path).read_bytes() == (uninterrupted.folder / path).read_bytes(), path
     for stage, spec in STAGES.items():

@@ -191,6 +191,8 @@ VARIANTS: dict[str, Any] = {
             "stages.tune_hybrid.starts_from": {"encoder": "fresh", "lora": "fresh"},
         },
     },
+    "Ensemble": {"system": "ensemble"},
+    "Joint ensemble": {"system": "ensemble", "set": {"stages.tune_hybrid.trains": ["encoder", "mapper", "lora"]}},
 }
 
 
@@ -201,12 +203,69 @@ def test_a_variant_trains_what_it_needs(tmp_path: Path) -> None:
     assert needed["Without LoRA"] == ["pretrain_encoder", "tune_hybrid"]
     assert needed["From scratch"] == ["tune_lora", "tune_hybrid"]
     assert needed["Joint"] == ["tune_hybrid"]
-    assert needed["SASRecLLM"] == ["pretrain_encoder", "tune_lora", "tune_hybrid"]
+    assert needed["Ensemble"] == needed["SASRecLLM"] == ["pretrain_encoder", "tune_lora", "tune_hybrid"]
     assert all(list(of.stages(title)) == needed[title] for title in VARIANTS)
     hybrids = {
         pairs[title, 0].jobs[StageName.TUNE_HYBRID].fingerprint for title in VARIANTS if "tune_hybrid" in needed[title]
     }
-    assert len(hybrids) == 4
+    assert len(hybrids) == 5  # the ensemble's is SASRecLLM's, and the other's is one of its own
+
+
+def test_an_ensembles_members_are_the_rows_of_their_systems(tmp_path: Path) -> None:
+    """Whatever is trained and scored for the one is there for the other."""
+    pairs = addressed(experiment(tmp_path, {"systems": VARIANTS}))
+    for seed in (0, 1):
+        members = pairs["Ensemble", seed].members
+        assert [m.fingerprint for m in members] == [
+            pairs[t, seed].fingerprint for t in ("SASRec", "TALLRec", "SASRecLLM")
+        ]
+        assert [m.run.folder for m in members][2] == pairs["SASRecLLM", seed].run.folder
+        other = pairs["Joint ensemble", seed].members
+        assert [m.fingerprint for m in other][:2] == [m.fingerprint for m in members][:2]
+        assert other[2].fingerprint not in {pair.fingerprint for pair in pairs.values()}
+    assert len({pair.fingerprint for pair in pairs.values()}) == len(pairs) == 2 * len(VARIANTS)
+
+
+def test_an_ensemble_moves_with_its_members(tmp_path: Path) -> None:
+    def marks(values: Mapping[str, Any]) -> str:
+        common = {"storage": str(tmp_path / "runs"), **values}
+        return addressed(experiment(tmp_path, {"systems": VARIANTS, "set": common}))["Ensemble", 0].fingerprint
+
+    plain = marks({})
+    assert marks({"evaluation.bootstrap": 7}) == plain
+    for key in ("pretrain_encoder.lr", "tune_lora.lr", "tune_hybrid.lr", "tune_hybrid.valid_users"):
+        assert marks({f"stages.{key}": 5}) != plain
+
+
+def test_an_ensemble_runs_what_its_members_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = {title: VARIANTS[title] for title in ("Ensemble", "TALLRec", "SASRec")}
+    pairs = [pair for pair in addressed(experiment(tmp_path, {"systems": entries})).values() if pair.seed == 0]
+    done: list[str] = []
+
+    def score(run: Run, systems: list[Any]) -> None:
+        done.append(systems[0].value)
+        storage.write_text(run.path("predictions", f"{systems[0]}.parquet"), "")
+
+    def fail(run: Run, stages: list[StageName]) -> None:
+        if StageName.TUNE_LORA in stages:
+            raise StageError("out of memory")
+
+    def combine(run: Run, system: Any, members: Mapping[Any, Run]) -> None:
+        assert {name: member.folder for name, member in members.items()} == {
+            member.system: member.run.folder for member in pairs[0].members
+        }
+        score(run, [system])
+
+    monkeypatch.setattr(study, "score_systems", score)
+    monkeypatch.setattr(study, "score_ensemble", combine)
+    monkeypatch.setattr(study, "train_run", fail)
+    failures = study._Failures()
+    study._run_pairs(pairs, failures)
+    assert done == ["sasrec"]  # the ensemble's member, which is the row's own; TALLRec's stage fails once for all
+    assert failures.pairs == {pair.fingerprint: "out of memory" for pair in pairs[:2]}
+    monkeypatch.setattr(study, "train_run", lambda run, stages: None)
+    study._run_pairs(pairs, study._Failures())
+    assert done == ["sasrec", "tallrec", "sasrecllm", "ensemble"] and all(pair.is_finished for pair in pairs)
 
 
 @pytest.mark.parametrize(
@@ -365,12 +424,27 @@ def test_what_failed_is_told_and_the_rest_counts(tmp_path: Path) -> None:
     assert "the loss diverged" in page and ">1 of 2" in page and ">0 of 2" in page and "nan<" not in page
 
 
+def test_an_ensembles_weights_are_told(tmp_path: Path) -> None:
+    of = experiment(tmp_path, with_system("Pool", {"system": "ensemble"}))
+    predictions = invented(of, STRENGTH | {"Pool": 1.0})
+    weights = {seed: {"sasrec": 0.25, "tallrec": 0.0, "sasrecllm": 0.75} for seed in (0, 1)}
+    told = all_told(predictions) | {"Pool": Told(predictions=predictions["Pool"], failures={}, weights=weights)}
+    results = summarise(of, told, "")
+    assert results["systems"]["Pool"]["weights"] == {"0": weights[0], "1": weights[1]}
+    assert results["systems"]["Pool"]["is_trained"] and "weights" not in results["systems"]["SASRec"]
+    page = write_experiment_report(report(of, results), tmp_path / "report").read_text()
+    assert "seed 1: 0.25 sasrec + 0.00 tallrec + 0.75 sasrecllm" in page
+    assert any("weights were chosen on the validation rows" in note for note in study._notes(of))
+
+
 def test_the_same_pairs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what belongs to a title that is no more goes."""
-    of = experiment(tmp_path)
+    of = experiment(tmp_path, with_system("Pool", {"system": "ensemble"}))
     pairs = list(addressed(of).values())
-    predictions = invented(of, STRENGTH)
+    predictions = invented(of, STRENGTH | {"Pool": 1.0})
     for pair in pairs:
+        if pair.members:
+            storage.write_text(pair.weights, json.dumps({"sasrec": pair.seed / 2, "sasrecllm": 1 - pair.seed / 2}))
         sink = io.BytesIO()
         predictions[pair.title][pair.seed].to_parquet(sink, index=False)
         storage.write_bytes(pair.predictions, sink.getvalue())
@@ -387,7 +461,10 @@ def test_the_same_pairs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
         f"report/tables/{name}.{kind}" for name in ("results", "differences", "slices") for kind in ("csv", "md", "tex")
     }
     wanted |= {"predictions/floor/0.parquet", "predictions/mapper-only/1.parquet", "results.json", "report/index.html"}
+    wanted |= {f"predictions/pool/{seed}.{kind}" for seed in (0, 1) for kind in ("parquet", "json")}
     assert wanted <= set(first)
+    assert json.loads(first["predictions/pool/1.json"]) == {"sasrec": 0.5, "sasrecllm": 0.5}
+    assert json.loads(first["results.json"])["systems"]["Pool"]["weights"]["0"] == {"sasrec": 0.0, "sasrecllm": 1.0}
     storage.write_text(f"{folder}/predictions/old-title/0.parquet", "")
     storage.write_text(f"{folder}/predictions/mf/9.parquet", "")
     assert written() == first

@@ -11,7 +11,7 @@ from rayrec.config import Config
 from rayrec.errors import InputError
 from rayrec.pipeline import _check_parents
 from rayrec.run import Run
-from rayrec.stages import SYSTEMS, StageName, Stream, SystemName
+from rayrec.stages import SYSTEMS, StageName, SystemName
 
 
 def run(folder: Path, **changes: Any) -> Run:
@@ -97,7 +97,7 @@ def test_a_system_is_scored_with_the_parts_it_was_trained_with(
         storage.write_text(of.path("parts", part, "part.json"), json.dumps({"sha256": part}))
     for folder in (start for start in elsewhere.values() if start.startswith(other)):
         storage.write_text(f"{folder}/part.json", json.dumps({"sha256": folder}))
-    task = scoring._task(of, SYSTEMS[SystemName.SASRECLLM], Stream.HYBRID_PROMPTS)
+    task = scoring._task(of, SYSTEMS[SystemName.SASRECLLM], "test")
     places = {part.value: folder.replace(other, "OTHER") for part, folder in task.job.parts.items()}
     found = {part: place.removeprefix(of.path("parts") + "/") for part, place in places.items()}
     assert found == expected
