@@ -18,6 +18,7 @@ import torch
 from rayrec import storage
 from rayrec.config.training import ClusterConfig
 from rayrec.data import columns as c
+from rayrec.data.beside import read_beside
 from rayrec.data.blocks import calm_ray_data
 from rayrec.data.plan import Ids, sample_rows, scoring_batches
 from rayrec.data.rows import OpenRows, RowSource
@@ -102,7 +103,8 @@ def _task(run: Run, spec: SystemSpec, stream: Stream) -> "_Task":
         parts={part: folders[part] for part in spec.parts},
         uses_backbone=stream.uses_backbone,
     )
-    return _Task(job, RowSource(run.data.folder, "test", stream, run.facts.max_len))
+    beside = read_beside(run.config, stream)
+    return _Task(job, RowSource(run.data.folder, "test", stream, run.facts.max_len, beside))
 
 
 def _calls(run: Run, tasks: Mapping[SystemName, "_Task"], ids: Ids) -> list[dict[str, Any]]:
