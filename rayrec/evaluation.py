@@ -97,7 +97,7 @@ def _notes(run: Run) -> list[str]:
     offsets = {SystemName.SASREC: config.encoder.offset, SystemName.SASRECLLM: config.mapper.offset}
     starting = " and ".join(named[system] for system, offset in offsets.items() if offset)
     if starting:
-        notes.append(f"Scores of {starting} start from the feature floor's, and learn how much to add to them.")
+        notes.append(f"Scores of {starting} start from the feature floor's, and learn how much to add.")
     if config.data.dataset == "synthetic":
         notes.insert(0, "The data is generated: these figures show that the machinery works and nothing else.")
     return notes

@@ -108,7 +108,7 @@ def test_the_feature_floor_takes_training_rows_in_any_order(
     assert floor_scores(SystemName.FEATURES, str(tmp_path / "data"), ids) == pytest.approx(before, abs=1e-9)
 
 
-def written(tmp_path: Path) -> dict[str, np.ndarray]:
+def written(tmp_path: Path) -> dict[str, pa.ChunkedArray]:
     """The logits beside the rows of each split."""
     (tmp_path / "scratch").mkdir()
     write_floor(str(tmp_path / "data"), tmp_path / "scratch")

@@ -260,7 +260,7 @@ def test_trials_at_once_follow_from_the_cluster(tmp_path: Path) -> None:
 def test_what_any_trial_reads_is_prepared(tmp_path: Path) -> None:
     assert read_by_trials(search(tmp_path), {}) == set()
     assert read_by_trials(search(tmp_path, {"space": {"encoder.history": ["liked", "rated"]}}), {}) == {Beside.RATED}
-    tree = {"objective": {"stage": "tune_hybrid", "metric": "valid_auc"}}
+    tree: dict[str, Any] = {"objective": {"stage": "tune_hybrid", "metric": "valid_auc"}}
     tree |= {"space": {"mapper.offset": [None, "feature_floor"], "mapper.tokens": [1, 2]}}
     assert read_by_trials(search(tmp_path, tree), {}) == {Beside.PROMPTS, Beside.FLOOR}
 
