@@ -91,7 +91,7 @@ def is_prepared(experiment: Experiment) -> bool:
 
 
 def _prepare(experiment: Experiment, room: dict[str, float]) -> None:
-    """Every variant of the data once; prompts only where a system reads them."""
+    """Every variant of the data once, with what its systems read beside it."""
     firsts: dict[int | None, tuple[str, pd.DataFrame]] = {}  # of each fold
     for variant in variants(experiment):
         for config in variant.configs:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rayrec.batch import Batch, SplitPrompt
+from rayrec.config import Config
 from rayrec.config.model import EncoderConfig
 from rayrec.data import columns as c
 from rayrec.data.beside import Beside
@@ -23,7 +24,9 @@ from rayrec.data.rows import HISTORY, OpenRows, RowSource
 from rayrec.models.encoder import SequenceEncoder
 from rayrec.models.objectives import Objective, next_item, softmax
 from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build_encoder
+from rayrec.preparation import prepare_beside
 from rayrec.stages import EncoderKind, History, Loss, Stream
+from rayrec.store import Prepared
 
 USERS, ITEMS, MAX_LEN = 6, 20, 9
 KINDS = [EncoderKind.SASREC, EncoderKind.GRU]
@@ -127,6 +130,20 @@ def test_a_fetched_history_is_the_newest_of_them(split: str, first: int, folder:
     assert batch.label_BL is not None and batch.label_BL.dtype is torch.int64
     assert batch.label_BL.tolist() == [[0] * (width - len(p)) + [label + 1 for _, label in p] for p in expected]
     assert torch.equal(batch.label_BL > 0, batch.history_BL > 0)
+
+
+def test_they_are_written_once_and_always_alike(folder: str) -> None:
+    def files() -> dict[str, tuple[bytes, int]]:
+        return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in Path(folder, "rated").iterdir()}
+
+    before, data = files(), Prepared(folder)
+    assert set(before) == {"users.parquet", *(f"{split}.parquet" for split in c.SPLITS), "rated.json"}
+    prepare_beside(Config(), data, {Beside.RATED})
+    assert files() == before
+    Path(folder, "rated", "rated.json").unlink()  # as if the command had been killed before it
+    assert not data.has(Beside.RATED)
+    prepare_beside(Config(), data, {Beside.RATED})
+    assert {name: content for name, (content, _) in files().items()} == {name: one for name, (one, _) in before.items()}
 
 
 def test_liked_histories_are_as_they_were(folder: str) -> None:
