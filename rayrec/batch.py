@@ -46,6 +46,8 @@ class Batch:
     item_B: Tensor  # int64
     label_B: Tensor  # float32, 1 = like
     prompt: Prompt | SplitPrompt | None = None
+    label_BL: Tensor | None = None  # int64, of the history: 1 disliked, 2 liked, 0 padding; None: liked throughout
+    floor_B: Tensor | None = None  # float32, the feature floor's logit; None where no score starts from it
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``."""
@@ -53,7 +55,7 @@ class Batch:
 
     def without_prompts(self, rows: Tensor) -> "Batch":
         """Some of the rows, for an encoder alone."""
-        return Batch(self.user_B[rows], self.history_BL[rows], self.item_B[rows], self.label_B[rows])
+        return replace(self, prompt=None, **{name: value[rows] for name, value in _tensors(self).items()})
 
     @property
     def rows(self) -> int:
@@ -77,6 +79,10 @@ class Batch:
 
 
 def _on(device: torch.device, holder: "Prompt | SplitPrompt | Batch") -> dict[str, Any]:
-    """The tensors of a dataclass, on ``device``."""
+    return {name: value.to(device) for name, value in _tensors(holder).items()}
+
+
+def _tensors(holder: "Prompt | SplitPrompt | Batch") -> dict[str, Tensor]:
+    """The tensors of a dataclass by name."""
     found = {field.name: getattr(holder, field.name) for field in fields(holder)}
-    return {name: value.to(device) for name, value in found.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}

@@ -94,6 +94,11 @@ def _notes(run: Run) -> list[str]:
         "settings chosen on validation AUC and UAUC: what can be known without a neural model.",
         f"The backbone ran in {config.engine.precision}; its two answer logits are computed in fp32.",
     ]
+    named = titles(config.encoder.kind)
+    offsets = {SystemName.SASREC: config.encoder.offset, SystemName.SASRECLLM: config.mapper.offset}
+    starting = " and ".join(named[system] for system, offset in offsets.items() if offset)
+    if starting:
+        notes.append(f"Scores of {starting} start from the feature floor's, and learn how much to add.")
     if config.data.dataset == "synthetic":
         notes.insert(0, "The data is generated: these figures show that the machinery works and nothing else.")
     return notes

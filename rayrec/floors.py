@@ -1,23 +1,30 @@
 """The systems without a neural model: fitted on the prepared training rows, in this process, block by block."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from scipy.special import logit
 
 from rayrec.data import columns as c
+from rayrec.data.beside import Beside
 from rayrec.data.plan import Ids
 from rayrec.data.rows import HISTORY, RowSource
 from rayrec.data.store import open_table
+from rayrec.errors import InputError
 from rayrec.metrics.pointwise import auc, uauc
 from rayrec.models.baselines.bias import BiasFloor
 from rayrec.models.baselines.features import FeatureFloor, Rows
 from rayrec.models.baselines.markov import MarkovChain
 from rayrec.models.baselines.past import NEWEST, IntArray
+from rayrec.models.baselines.rates import MARGIN
 from rayrec.stages import Stream, SystemName
 
 _BLOCK_ROWS: Final = 65_536
@@ -33,23 +40,48 @@ class Floor(Protocol):
 
 
 class PreparedRows:
-    """A prepared split with each row's newest liked items, read on demand."""
+    """A prepared split with each row's newest liked items, read on demand, in its own order or in that of time."""
 
-    def __init__(self, folder: str, split: str) -> None:
+    def __init__(self, folder: str, split: str, *, in_time: bool = False) -> None:
         self._rows = RowSource(folder, split, Stream.INTERACTIONS, NEWEST).open()
+        self.order = np.arange(len(self._rows))
+        if in_time:  # rows of a dataset that comes split may be in any order
+            times = open_table(f"{folder}/{split}.parquet")[c.TIMESTAMP].to_numpy()
+            self.order = np.argsort(times, kind="stable")
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def take(self, indices: Ids, /) -> pa.Table:
-        return self._rows.frame(indices).append_column(HISTORY, self._rows.fetch(indices)[HISTORY])
+        ids = self.order[indices]
+        return self._rows.frame(ids).append_column(HISTORY, self._rows.fetch(ids)[HISTORY])
 
 
 def floor_scores(system: SystemName, folder: str, ids: Ids) -> Scores:
     """Scores of the test rows ``ids`` of the prepared data in ``folder``; shape (ids,)."""
     floor = FLOORS[system](folder)
-    floor.fit(PreparedRows(folder, "train"), PreparedRows(folder, "valid"))
+    floor.fit(PreparedRows(folder, "train", in_time=True), PreparedRows(folder, "valid"))
     return floor.predict(PreparedRows(folder, "test").take(ids))
+
+
+def write_floor(folder: str, scratch: Path) -> None:
+    """Write the feature floor's log-odds of "like" beside all prepared rows; of training rows those of their time.
+
+    Raises:
+        InputError: there is no feature floor of these rows.
+    """
+    floor, train = _feature_floor(folder), PreparedRows(folder, "train", in_time=True)
+    try:
+        floor.fit(train, PreparedRows(folder, "valid"))
+        scores = {"train": np.empty(len(train))}
+        scores["train"][train.order] = floor.predict_training(train)
+    except ValueError as error:
+        raise InputError(f"offset: no feature floor of the rows in {folder}: {error}; leave the offset out") from None
+    scores |= {split: floor.predict(PreparedRows(folder, split)) for split in ("valid", "test")}
+    for split, score in scores.items():
+        table = pa.table([pa.array(logit(np.clip(score, MARGIN, 1 - MARGIN)), pa.float32())], schema=c.FLOOR_SCHEMA)
+        pq.write_table(table, scratch / f"{split}.parquet", compression="zstd")
+    Beside.FLOOR.publish(folder, scratch, chosen=[asdict(candidate) for candidate in floor.chosen])
 
 
 class _Counted:

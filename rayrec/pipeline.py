@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from rayrec import __version__, storage
 from rayrec.config import Config
+from rayrec.data.beside import read_beside
 from rayrec.errors import InputError
 from rayrec.evaluation import write_metrics, write_run_report
 from rayrec.models.checkpoints import local_backbone
-from rayrec.preparation import prepare_prompts, prepare_rows
+from rayrec.preparation import prepare_beside, prepare_rows
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, predictions_path, score_systems
-from rayrec.stages import StageName, titles
+from rayrec.stages import STAGES, StageName, titles
 from rayrec.training.cluster import connected
 from rayrec.training.job import StageJob
 from rayrec.training.launch import run_stages
@@ -89,7 +90,7 @@ def _prepare(run: Run) -> None:
         print(f"data  {_describe_data(run)}", flush=True)
     else:
         print("data  prepared before")
-    prepare_prompts(run.config, run.data)
+    prepare_beside(run.config, run.data, read_beside(run.config, *(spec.reads for spec in STAGES.values())))
 
 
 def _describe_data(run: Run) -> str:
@@ -136,7 +137,7 @@ def _check_stage(job: StageJob) -> None:
 
 def _check_parents(run: Run, stage: StageName) -> None:
     """Raises ``InputError`` where a part that the stage starts from is neither in the run nor in the store."""
-    jobs = run.stage_jobs() if run.data.has_prompts else {}
+    jobs = run.stage_jobs() if run.data.is_complete else {}
     for part, source in run.config.stages.parents(stage).items():
         own = run.part_folder(source, part)
         if not storage.exists(storage.join(own, CARD)) and not (source in jobs and is_complete(jobs[source])):

@@ -1,13 +1,17 @@
-"""From a configuration's sources to a folder of prepared rows and prompts, in any storage."""
+"""From a configuration's sources to a folder of prepared rows and what lies beside them, in any storage."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from rayrec import storage
 from rayrec.config import Config
+from rayrec.data.beside import Beside
 from rayrec.data.datasets import open_dataset
 from rayrec.data.prepare import MANIFEST, prepare
+from rayrec.data.rated import write_rated
 from rayrec.data.tokenise import load_tokenizer, write_prompts
+from rayrec.floors import write_floor
 from rayrec.models.checkpoints import local_backbone
 from rayrec.sources import fetch
 from rayrec.store import Prepared
@@ -32,12 +36,23 @@ def prepare_rows(config: Config, data: Prepared) -> bool:
     return True
 
 
-def prepare_prompts(config: Config, data: Prepared) -> None:
-    """Tokenise the rows' prompts for the backbone, once."""
-    if not data.has_prompts:
-        tokenizer = load_tokenizer(local_backbone(config.backbone.sources))
+def prepare_beside(config: Config, data: Prepared, wanted: Iterable[Beside]) -> None:
+    """Write what is wanted beside the rows and is not there yet. Ray is connected.
+
+    Raises:
+        InputError: the backbone's tokenizer or the feature floor cannot be had.
+    """
+    for beside in sorted(wanted):
+        if data.has(beside):
+            continue
         with tempfile.TemporaryDirectory() as scratch:
-            write_prompts(data.folder, config.data, tokenizer, Path(scratch))
+            if beside is Beside.PROMPTS:
+                tokenizer = load_tokenizer(local_backbone(config.backbone.sources))
+                write_prompts(data.folder, config.data, tokenizer, Path(scratch))
+            elif beside is Beside.RATED:
+                write_rated(data.folder, Path(scratch))
+            else:
+                write_floor(data.folder, Path(scratch))
 
 
 def _upload(local: Path, folder: str) -> None:

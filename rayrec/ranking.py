@@ -13,6 +13,7 @@ from rayrec.data.collate import Cut, collate
 from rayrec.data.prompts import PromptEncoder
 from rayrec.data.rows import HISTORY
 from rayrec.models.sasrecllm import SASRecLLM
+from rayrec.stages import History
 
 
 @torch.no_grad()
@@ -24,17 +25,30 @@ def score_candidates(
     candidates: Sequence[int],
     *,
     user: int = c.UNKNOWN_USER,
+    rated: Sequence[tuple[int, bool]] | None = None,
+    floor: Sequence[float] | None = None,
 ) -> NDArray[np.float64]:
     """Probability of "like" for each candidate item, shape (candidates,), in one forward pass behind the prefix.
 
     ``history`` is the user's liked items, oldest first; the prompt shows the newest ``data.history`` of them and the
-    encoder reads as many as it can. ``user`` is the prepared data's id, for encoders that know users by name. Memory
-    grows with the candidates: a prefix's keys and values for each.
+    encoder reads as many as it can. ``user`` is the prepared data's id, for encoders that know users by name. ``rated``
+    are all items that the user has rated, oldest first, and whether each was liked, for an encoder that reads them;
+    ``floor`` is the feature floor's logit of each candidate, for a score that starts from it. Memory grows with the
+    candidates: a prefix's keys and values for each.
+
+    Raises:
+        ValueError: the configuration reads what is not given.
     """
     assert model.encoder is not None
+    if rated is None and config.encoder.history is History.RATED:
+        raise ValueError("encoder.history: rated; give all rated items, too")
+    if floor is None and config.mapper.offset:
+        raise ValueError(f"mapper.offset: {config.mapper.offset}; give its logits, too")
     model.set_mode(())
     read = model.encoder.max_len
-    table = candidate_table(prompts, history, candidates, shown=config.data.history, read=read, user=user)
+    table = candidate_table(
+        prompts, history, candidates, shown=config.data.history, read=read, user=user, rated=rated, floor=floor
+    )
     device = next(model.parameters()).device
     logit = model(collate(table, config.mapper.tokens, Cut.TITLE).to(device))
     return torch.sigmoid(logit.double()).cpu().numpy()
@@ -48,19 +62,29 @@ def candidate_table(
     shown: int,
     read: int,
     user: int = c.UNKNOWN_USER,
+    rated: Sequence[tuple[int, bool]] | None = None,
+    floor: Sequence[float] | None = None,
 ) -> pa.Table:
     """The candidates as rows of one user, with what ``collate`` reads."""
+    more: dict[str, pa.Array] = {}
+    if rated is not None:
+        labels = [int(is_liked) for _, is_liked in rated[-read:]]
+        more[c.HISTORY_LABELS] = pa.array([labels] * len(items), pa.list_(pa.int8()))
+    if floor is not None:
+        more[c.FLOOR] = pa.array(floor, pa.float32())
+    seen = history if rated is None else [item for item, _ in rated]
     encoded = [prompts.encode(history[-shown:], item) for item in items]
     return pa.table(
         {
             c.USER_ID: pa.array([user] * len(items), pa.int32()),
             c.ITEM_ID: pa.array(items, pa.int32()),
             c.LABEL: pa.array(np.zeros(len(items)), pa.int8()),  # unknown, and not read
-            HISTORY: pa.array([list(history[-read:])] * len(items), pa.list_(pa.int32())),
+            HISTORY: pa.array([list(seen[-read:])] * len(items), pa.list_(pa.int32())),
             c.SHARED: pa.array(np.zeros(len(items)), pa.int64()),
             c.HYBRID_TOKENS: pa.array([e.hybrid for e in encoded], pa.list_(pa.int32())),
             c.USER_AT: pa.array([e.user_at for e in encoded], pa.int32()),
             c.TITLE_AT: pa.array([e.title_at for e in encoded], pa.int32()),
             c.ITEM_AT: pa.array([e.item_at for e in encoded], pa.int32()),
+            **more,
         }
     )

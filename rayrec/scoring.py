@@ -18,6 +18,7 @@ import torch
 from rayrec import storage
 from rayrec.config.training import ClusterConfig
 from rayrec.data import columns as c
+from rayrec.data.beside import read_beside
 from rayrec.data.blocks import calm_ray_data
 from rayrec.data.plan import Ids, sample_rows, scoring_batches
 from rayrec.data.rows import OpenRows, RowSource
@@ -116,7 +117,8 @@ def _task(run: Run, spec: SystemSpec, split: str) -> "_Task":
         parts={part: folders[part] for part in spec.parts & folders.keys()},  # a stage may go without one
         uses_backbone=spec.reads.uses_backbone,
     )
-    return _Task(job, RowSource(run.data.folder, split, spec.reads, run.facts.max_len))
+    beside = read_beside(run.config, spec.reads)
+    return _Task(job, RowSource(run.data.folder, split, spec.reads, run.facts.max_len, beside))
 
 
 def _calls(run: Run, tasks: Mapping[SystemName, "_Task"], ids: Ids) -> list[dict[str, Any]]:

@@ -58,6 +58,13 @@ class Start(Name):
     NONE = "none"  # the stage goes without the part
 
 
+class History(Name):
+    """What an encoder that reads a sequence reads."""
+
+    LIKED = "liked"
+    RATED = "rated"  # all rated items, each with its label
+
+
 class StageName(Name):
     PRETRAIN_ENCODER = "pretrain_encoder"
     TUNE_LORA = "tune_lora"
@@ -105,11 +112,11 @@ class EncoderSpec:
 ENCODERS = MappingProxyType(
     {
         EncoderKind.SASREC: EncoderSpec(
-            title="SASRec", reads=frozenset({"blocks", "heads", "dropout"}), losses=tuple(Loss)
+            title="SASRec", reads=frozenset({"blocks", "heads", "dropout", "history"}), losses=tuple(Loss)
         ),
         EncoderKind.MF: EncoderSpec(title="MF", reads=frozenset()),
         EncoderKind.NEUMF: EncoderSpec(title="NeuMF", reads=frozenset({"dropout"})),
-        EncoderKind.GRU: EncoderSpec(title="GRU", reads=frozenset({"dropout"}), losses=tuple(Loss)),
+        EncoderKind.GRU: EncoderSpec(title="GRU", reads=frozenset({"dropout", "history"}), losses=tuple(Loss)),
     }
 )
 

@@ -8,7 +8,7 @@ costs training again and nothing else.
 import ast
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -16,11 +16,10 @@ from typing import Any
 
 from rayrec import storage
 from rayrec.config import STORE, Config, fingerprint, identity
+from rayrec.data.beside import Beside, read_beside
 from rayrec.data.prepare import MANIFEST
-from rayrec.data.tokenise import FOLDER as PROMPTS
-from rayrec.data.tokenise import MARK
 from rayrec.errors import InputError
-from rayrec.stages import STAGES, Part, StageName
+from rayrec.stages import STAGES, History, Part, StageName
 from rayrec.training import checkpoint
 from rayrec.training.job import DataFacts, StageJob
 from rayrec.training.parts import CARD, read_card
@@ -39,9 +38,9 @@ class Prepared:
     def is_complete(self) -> bool:
         return storage.exists(storage.join(self.folder, MANIFEST))
 
-    @property
-    def has_prompts(self) -> bool:
-        return storage.exists(storage.join(self.folder, PROMPTS, MARK))
+    def has(self, *beside: Beside) -> bool:
+        """Whether all of this lies beside the rows."""
+        return all(storage.exists(each.mark(self.folder)) for each in beside)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -55,7 +54,11 @@ class Prepared:
     def facts(self, config: Config) -> DataFacts:
         """Sizes, and the longest history that ``config`` lets the encoder read."""
         wanted = config.encoder.max_len
-        mean = float(self.manifest["mean_liked_per_training_user"])
+        if config.encoder.history is History.RATED:
+            train = self.manifest["splits"]["train"]
+            mean = train["rows"] / train["users"]
+        else:
+            mean = float(self.manifest["mean_liked_per_training_user"])
         return DataFacts(
             users=self.manifest["users"],
             items=self.manifest["items"],
@@ -63,12 +66,10 @@ class Prepared:
             rows={split: counts["rows"] for split, counts in self.manifest["splits"].items()},
         )
 
-    def content(self, *, prompts: bool) -> dict[str, Any]:
+    def content(self, beside: Iterable[Beside]) -> dict[str, Any]:
         """Hashes of the files that a stage reads."""
-        files = {"rows": self.manifest["files"]}
-        if prompts:
-            files["prompts"] = json.loads(storage.read_text(storage.join(self.folder, PROMPTS, MARK)))["files"]
-        return files
+        marks = {each.value: json.loads(storage.read_text(each.mark(self.folder))) for each in beside}
+        return {"rows": self.manifest["files"], **{name: mark["files"] for name, mark in marks.items()}}
 
 
 def store_folder(config: Config) -> str:
@@ -84,11 +85,12 @@ def stage_jobs(config: Config, data: Prepared, store: str, kept: str | None = No
     """
     jobs: dict[StageName, StageJob] = {}
     for stage, spec in STAGES.items():
-        if spec.reads.uses_backbone and not data.has_prompts:
+        parts = config.stages.parents(stage)
+        if not data.has(*read_beside(config, spec.reads)) or not jobs.keys() >= set(parts.values()):
             continue
         origins: dict[Part, str] = {}
         parents: dict[str, str] = {}
-        for part, source in config.stages.parents(stage).items():
+        for part, source in parts.items():
             origins[part], parents[part.value] = _origin(part, jobs[source], kept)
         for part, folder in config.stages.folders(stage).items():
             origins[part], parents[part.value] = folder, read_card(folder)["sha256"]
@@ -113,27 +115,27 @@ def _origin(part: Part, source: StageJob, kept: str | None) -> tuple[str, str]:
 def _content(job: StageJob, data: Prepared, parents: Mapping[str, str]) -> dict[str, Any]:
     """All that determines a stage's result. How often it is saved does not."""
     config, reads_text = job.config, job.spec.reads.uses_backbone
-    dumped = config.model_dump(mode="json")
+    known = identity(config)
     content = {
         "stage": job.stage.value,
         "settings": job.settings.model_dump(mode="json", exclude={"checkpoint_every", "starts_from", "resume_from"}),
         "seed": config.seed,
         "parents": dict(parents),
-        "data": data.content(prompts=reads_text),
-        "engine": dumped["engine"] | {"precision": job.precision},
+        "data": data.content(read_beside(config, job.spec.reads)),
+        "engine": known["engine"] | {"precision": job.precision},
         "scoring_batch": job.scoring_batch,
         "code": code_version(),
     }
     if job.settings.resume_from is not None:
         content["resumed"] = checkpoint.check_given(job.settings.resume_from)
     if Part.ENCODER in job.parts:
-        content["encoder"] = dumped["encoder"] | {"max_len": job.facts.max_len}
+        content["encoder"] = known["encoder"] | {"max_len": job.facts.max_len}
     if Part.MAPPER in job.parts:
-        content["mapper"] = dumped["mapper"]
+        content["mapper"] = known["mapper"]
     if reads_text:
-        content |= {"backbone": identity(config)["backbone"], "fast": dumped["fast"]}
+        content |= {key: known[key] for key in ("backbone", "fast")}
     if Part.LORA in job.parts:
-        content["lora"] = dumped["lora"]
+        content["lora"] = known["lora"]
     return content
 
 

@@ -48,6 +48,7 @@ class Case:
     steps: int = STEPS
     kind: EncoderKind = EncoderKind.SASREC
     alone: bool = False  # no prompts: the encoder's own score
+    more: bool = False  # rated histories, and scores that start from the feature floor's
 
 
 def name(zero: int, precision: str, world: int, start: str = "") -> str:
@@ -65,24 +66,33 @@ OF_A_KIND = {
 }
 
 
-def config(zero: int, precision: str, kind: EncoderKind = EncoderKind.SASREC) -> Config:
+def config(zero: int, precision: str, kind: EncoderKind = EncoderKind.SASREC, *, more: bool = False) -> Config:
+    offset = {"offset": "feature_floor"} if more else {}
     low = "bf16" if precision == NF4 else precision
     return Config.model_validate(
         {
             "engine": {"precision": low, "zero_stage": zero, "gradient_clipping": CLIPPING},
             "backbone": {"quantised": NF4 if precision == NF4 else None},
             "cluster": {"gpus_per_worker": int(precision in {"fp16", NF4})},
-            "encoder": OF_A_KIND[kind] | {"kind": kind},
+            "encoder": OF_A_KIND[kind] | {"kind": kind} | offset | ({"history": "rated"} if more else {}),
+            "mapper": offset,
             "lora": {"dropout": 0.0},
         }
     )
 
 
-def model(folder: Path, zero: int = 0, precision: str = "fp32", kind: EncoderKind = EncoderKind.SASREC) -> SASRecLLM:
+def model(
+    folder: Path,
+    zero: int = 0,
+    precision: str = "fp32",
+    kind: EncoderKind = EncoderKind.SASREC,
+    *,
+    more: bool = False,
+) -> SASRecLLM:
     """The same weights each time; LoRA's zero matrix is drawn too, so that both of them have a gradient."""
     torch.manual_seed(0)
     shape = ModelShape(users=USERS, items=ITEMS, max_len=MAX_LEN, backbone=folder / "llama", answers=(352, 351))
-    built = build(config(zero, precision, kind), shape, parts=set(Part), with_backbone=True)
+    built = build(config(zero, precision, kind, more=more), shape, parts=set(Part), with_backbone=True)
     for parameter in built.parts()[Part.LORA].values():
         torch.nn.init.normal_(parameter, std=0.05)
     torch.nn.init.normal_(built.encoder.item.weight, std=1.0)  # type: ignore[union-attr]
@@ -108,6 +118,8 @@ def batch(step: int, *, alone: bool = False) -> Batch:
             torch.tensor([[[5], [9]]] * ROWS),
         ),
         user_B=torch.randint(0, USERS + 1, (ROWS,), generator=draw),
+        label_BL=torch.randint(1, 3, (ROWS, MAX_LEN), generator=draw) * (history_BL > 0),
+        floor_B=torch.randn(ROWS, generator=draw),
     )
 
 
@@ -122,6 +134,8 @@ def rows(whole: Batch, index: Tensor) -> Batch:
         item_B=whole.item_B[index],
         label_B=whole.label_B[index],
         prompt=part,
+        label_BL=None if whole.label_BL is None else whole.label_BL[index],
+        floor_B=None if whole.floor_B is None else whole.floor_B[index],
     )
 
 
@@ -161,7 +175,7 @@ def _run_group(rank: int, world: int, cases: Sequence[Case], meeting: Path, devi
 
 
 def _train(case: Case, given: dict[str, Tensor] | None, rank: int, world: int, folder: Path) -> dict[str, Any]:
-    built = model(folder, case.zero, case.precision, case.kind)
+    built = model(folder, case.zero, case.precision, case.kind, more=case.more)
     if given is not None:
         with torch.no_grad():
             for key, parameter in trainable(built, case.trains).items():

@@ -21,9 +21,11 @@ from rayrec.benchmark.stages import alone, matmul_peak
 from rayrec.benchmark.timing import Comparison
 from rayrec.binding import package_versions
 from rayrec.config.training import Precision
+from rayrec.data.beside import read_beside
 from rayrec.models.sasrecllm import DTYPES
-from rayrec.preparation import prepare_prompts, prepare_rows
+from rayrec.preparation import prepare_beside, prepare_rows
 from rayrec.report import BenchmarkReportData, write_benchmark_report
+from rayrec.stages import STAGES
 from rayrec.store import Prepared
 from rayrec.training.cluster import connected
 
@@ -37,7 +39,7 @@ def run_benchmark(benchmark: Benchmark) -> None:
     data = Prepared(storage.join(folder, "data"))
     with connected(base.cluster):
         prepare_rows(base, data)
-        prepare_prompts(base, data)
+        prepare_beside(base, data, read_beside(base, *(spec.reads for spec in STAGES.values())))
     torch.set_num_threads(base.cluster.most * base.cluster.cpus_per_worker)
     found: list[Comparison] = []
     facts: dict[str, str] = {}

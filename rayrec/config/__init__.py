@@ -3,6 +3,7 @@
 Imports neither torch nor ray. A run's identity is ``fingerprint(config)``.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -15,7 +16,7 @@ from rayrec.config.model import BackboneConfig, EncoderConfig, LoraConfig, Mappe
 from rayrec.config.section import Section
 from rayrec.config.trackers import TrackersConfig
 from rayrec.config.training import ClusterConfig, EngineConfig, FastConfig, StagesConfig
-from rayrec.stages import ENCODERS, STAGES, Part, StageName
+from rayrec.stages import ENCODERS, STAGES, Loss, Part, StageName
 
 STORE = "store"  # folder beside the runs
 
@@ -84,6 +85,16 @@ class Config(Section):
                 f"stages.{name}.loss: {loss} needs an encoder that reads a sequence, and {kind} does not;"
                 f" use {' or '.join(ENCODERS[kind].losses)}"
             )
+        if self.encoder.offset and name is StageName.PRETRAIN_ENCODER and loss is not Loss.LABEL_BCE:
+            raise ValueError(
+                f"encoder.offset: {loss} does not learn from scores, so the offset would stay alone; use"
+                f" stages.{name}.loss label_bce, or leave it out"
+            )
+        stage, parts = self.stages[name], STAGES[name].trains
+        if self.mapper.offset and Part.MAPPER in parts - {*(stage.trains or parts), *stage.starts_from}:
+            raise ValueError(
+                f"mapper.offset: its weights are the mapper's, which stages.{name}.trains leaves out; name mapper there"
+            )
 
 
 def micro_batch_rows(config: Config, name: StageName, workers: int) -> int:
@@ -105,11 +116,20 @@ def micro_batch_rows(config: Config, name: StageName, workers: int) -> int:
 
 # What may change between two calls without changing any result: how to run is not what to run.
 _NOT_IDENTITY: Any = {"name": True, "storage": True, "cluster": True, "trackers": True, "backbone": {"plan_from": True}}
+# Settings that are younger than runs: at their defaults they are left out, so that what was bound before stays bound.
+_YOUNGER = ("encoder.history", "encoder.offset", "mapper.offset")
 
 
 def identity(config: Config) -> dict[str, Any]:
     """All that determines the results, as plain data."""
-    return config.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    content = config.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    usual = Config().model_dump(mode="json")
+    for path in _YOUNGER:
+        *sections, key = path.split(".")
+        held, default = (functools.reduce(dict.__getitem__, sections, tree) for tree in (content, usual))
+        if held[key] == default[key]:
+            del held[key]
+    return content
 
 
 def fingerprint(content: Any) -> str:

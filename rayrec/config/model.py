@@ -5,10 +5,13 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from rayrec.config.section import Section
-from rayrec.stages import ENCODERS, EncoderKind
+from rayrec.stages import ENCODERS, EncoderKind, History
 
 _TOWER = 8  # neumf's tower halves the width three times
 _OWN = sorted({key for spec in ENCODERS.values() for key in spec.reads})  # settings that not every kind reads
+
+# A logit that a score starts from, added with weights that are learned: `rayrec.models.offset`.
+Offset = Literal["feature_floor"]
 
 # Tried in this order; the first needs only a package index.
 DEFAULT_BACKBONE = (
@@ -28,9 +31,11 @@ class EncoderConfig(Section):
     blocks: PositiveInt = 2  # sasrec
     heads: PositiveInt = 4  # sasrec
     dropout: float = Field(0.2, ge=0, lt=1)  # all but mf
-    # The newest liked items of a row; auto: their mean per training user. Rows are batched by it whatever the kind, so
-    # that all kinds see the same batches in the same order.
+    history: History = History.LIKED  # sasrec, gru
+    # The newest items of a row's history; auto: their mean per training user. Rows are batched by it whatever the kind,
+    # so that all kinds see the same batches in the same order.
     max_len: PositiveInt | Literal["auto"] = "auto"
+    offset: Offset | None = None  # of the encoder's own score; what the mapper reads has none
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "EncoderConfig":
@@ -48,6 +53,7 @@ class EncoderConfig(Section):
 class MapperConfig(Section):
     expansion: PositiveInt = 10
     tokens: PositiveInt = 1  # soft tokens per vector
+    offset: Offset | None = None  # of the language model's score
 
 
 class BackboneConfig(Section):

@@ -36,14 +36,25 @@ def collate(table: pa.Table, soft_tokens: int, cut: Cut) -> Batch:
         item_B=torch.from_numpy(_numbers(table[c.ITEM_ID])),
         label_B=torch.from_numpy(table[c.LABEL].to_numpy().astype(np.float32)),
         prompt=_prompt(table, soft_tokens, cut) if c.SHARED in table.column_names else None,
+        label_BL=_history_labels(table, shifted) if c.HISTORY_LABELS in table.column_names else None,
+        floor_B=torch.from_numpy(table[c.FLOOR].to_numpy().copy()) if c.FLOOR in table.column_names else None,
     )
+
+
+def _history_labels(table: pa.Table, shifted: Array) -> torch.Tensor:
+    """1 for a dislike, 2 for a like, 0 for padding."""
+    labels, lengths = _padded(table[c.HISTORY_LABELS])
+    labels[np.arange(labels.shape[1]) < lengths[:, None]] += 1
+    return torch.from_numpy(np.take_along_axis(labels, shifted, axis=1))
 
 
 def _prompt(table: pa.Table, soft_tokens: int, cut: Cut) -> Prompt | SplitPrompt:
     if c.HYBRID_TOKENS in table.column_names:
         tokens, lengths, soft_at = _opened(table, soft_tokens)
         title_at = _numbers(table[c.TITLE_AT]) + soft_tokens
-        place = soft_at[:, 0, 0] if cut is Cut.LEARNING else title_at
+        # Rows of equal liked histories may differ in what else was rated, and then in the user's vector.
+        shares_user = cut is Cut.TITLE and c.HISTORY_LABELS not in table.column_names
+        place = title_at if shares_user else soft_at[:, 0, 0]
     else:
         tokens, lengths = _padded(table[c.TEXT_TOKENS])
         soft_at, place = None, _numbers(table[c.TEXT_TITLE_AT])

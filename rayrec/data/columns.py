@@ -22,6 +22,11 @@ CUT_SHORT: Final = "cut_short"
 IS_WARM: Final = "is_warm"
 IS_STRICT_COLD: Final = "is_strict_cold"
 LIKED: Final = "liked"
+RATED: Final = "rated"
+RATED_LABELS: Final = "rated_labels"
+SEEN_RATED: Final = "seen_rated"
+HISTORY_LABELS: Final = "history_labels"
+FLOOR: Final = "floor"
 SOURCE_ID: Final = "source_id"
 TITLE: Final = "title"
 SCORE: Final = "score"
@@ -70,6 +75,10 @@ ROWS_SCHEMA: Final = pa.schema(
 )
 USERS_SCHEMA: Final = pa.schema([(USER_ID, pa.int32()), (SOURCE_ID, pa.string()), (LIKED, pa.list_(pa.int32()))])
 ITEMS_SCHEMA: Final = pa.schema([(ITEM_ID, pa.int32()), (SOURCE_ID, pa.string()), (TITLE, pa.string())])
+# Of all items that each user has rated, by user id; a row's history is the first SEEN_RATED of its user's.
+RATED_SCHEMA: Final = pa.schema([(RATED, pa.list_(pa.int32())), (RATED_LABELS, pa.list_(pa.int8()))])
+SEEN_RATED_SCHEMA: Final = pa.schema([(SEEN_RATED, pa.int32())])
+FLOOR_SCHEMA: Final = pa.schema([(FLOOR, pa.float32())])  # log-odds of "like"
 PROMPTS_SCHEMA: Final = pa.schema(
     [
         (TEXT_TOKENS, pa.list_(pa.int32())),

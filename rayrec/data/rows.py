@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayrec.data import columns as c
+from rayrec.data.beside import Beside
 from rayrec.data.plan import Ids
 from rayrec.data.store import open_table
 from rayrec.stages import Stream
@@ -24,6 +25,7 @@ class RowSource:
     split: str
     stream: Stream
     max_len: int  # longest history the encoder reads
+    beside: frozenset[Beside] = frozenset()  # what is read beside the rows; prompts go by the stream
 
     def open(self) -> "OpenRows":
         """The opened split; once per process."""
@@ -41,12 +43,17 @@ class OpenRows:
     def __init__(self, source: RowSource) -> None:
         self.source = source
         self._rows = open_table(f"{source.folder}/{source.split}.parquet")
-        liked = open_table(f"{source.folder}/users.parquet")[c.LIKED].combine_chunks()
-        self._liked_values = liked.values
-        self._liked_starts = liked.offsets.to_numpy()
-        self._prompts: pa.Table | None = None
-        if source.stream.uses_backbone:
-            self._prompts = open_table(f"{source.folder}/prompts/{source.split}.parquet")
+        self._floor = self._beside(Beside.FLOOR) if Beside.FLOOR in source.beside else None
+        self._prompts = self._beside(Beside.PROMPTS) if source.stream.uses_backbone else None
+        self._labels: pa.Array | None = None
+        if Beside.RATED in source.beside:
+            users = open_table(f"{source.folder}/{Beside.RATED}/users.parquet")
+            histories, self._seen = users[c.RATED], self._beside(Beside.RATED)[c.SEEN_RATED]
+            self._labels = users[c.RATED_LABELS].combine_chunks().values
+        else:
+            histories, self._seen = open_table(f"{source.folder}/users.parquet")[c.LIKED], self._rows[c.SEEN]
+        of_users = histories.combine_chunks()
+        self._values, self._starts = of_users.values, of_users.offsets.to_numpy()
 
     def __len__(self) -> int:
         return int(self._rows.num_rows)
@@ -59,15 +66,15 @@ class OpenRows:
     def lengths(self) -> NDArray[np.int32]:
         """Sequence length of each row: history items for the encoder, tokens for a prompt."""
         if self._prompts is None:
-            shown = np.minimum(self._numpy(c.SEEN), self.source.max_len)
-            return shown.astype(np.int32)
+            shown: NDArray[np.int32] = np.minimum(self._seen.to_numpy(), self.source.max_len).astype(np.int32)
+            return shown
         column = c.HYBRID_TOKENS if self.source.stream is Stream.HYBRID_PROMPTS else c.TEXT_TOKENS
         lengths: NDArray[np.int32] = pc.list_value_length(self._prompts[column]).to_numpy()
         return lengths
 
     @cached_property
     def shared(self) -> NDArray[np.int64]:
-        """A number for each row; rows of one number have the same history, so their prompts begin alike."""
+        """A number for each row; rows of one number have the same liked history, so their prompts begin alike."""
         return (self._numpy(c.USER_ID).astype(np.int64) << 32) + self._numpy(c.SEEN)
 
     def frame(self, ids: Ids) -> pa.Table:
@@ -76,14 +83,19 @@ class OpenRows:
 
     def fetch(self, ids: Ids) -> pa.Table:
         """The rows ``ids``, in that order, with what this stream reads: user, history, item, label, prompt."""
-        rows = self._rows.select([c.USER_ID, c.ITEM_ID, c.LABEL, c.SEEN]).take(ids)
+        rows = self._rows.select([c.USER_ID, c.ITEM_ID, c.LABEL]).take(ids)
+        offsets, places = self._history(rows[c.USER_ID].to_numpy(), self._seen.take(ids).to_numpy())
         columns = {
             c.ROW: pa.array(ids),
             c.USER_ID: rows[c.USER_ID].combine_chunks(),
             c.ITEM_ID: rows[c.ITEM_ID].combine_chunks(),
             c.LABEL: rows[c.LABEL].combine_chunks(),
-            HISTORY: self._history(rows[c.USER_ID].to_numpy(), rows[c.SEEN].to_numpy()),
+            HISTORY: pa.ListArray.from_arrays(offsets, self._values.take(places)),
         }
+        if self._labels is not None:
+            columns[c.HISTORY_LABELS] = pa.ListArray.from_arrays(offsets, self._labels.take(places))
+        if self._floor is not None:
+            columns[c.FLOOR] = self._floor[c.FLOOR].take(ids).combine_chunks()
         if self._prompts is not None:
             wanted = [c.TEXT_TOKENS, c.TEXT_TITLE_AT]
             columns[c.SHARED] = pa.array(self.shared[ids])
@@ -93,12 +105,16 @@ class OpenRows:
             columns |= {name: prompts[name].combine_chunks() for name in wanted}
         return pa.table(columns)
 
-    def _history(self, users: NDArray[np.int32], seen: NDArray[np.int32]) -> pa.ListArray:
+    def _history(self, users: NDArray[np.int32], seen: NDArray[np.int32]) -> tuple[pa.Array, pa.Array]:
+        """Where each row's history begins in the batch's values, and where these lie in those of all users."""
         counts = np.minimum(seen, self.source.max_len)
         offsets = np.concatenate([[0], np.cumsum(counts)])
-        firsts = self._liked_starts[users] + seen - counts
-        index = np.arange(offsets[-1]) + np.repeat(firsts - offsets[:-1], counts)
-        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), self._liked_values.take(pa.array(index)))
+        firsts = self._starts[users] + seen - counts
+        places = np.arange(offsets[-1]) + np.repeat(firsts - offsets[:-1], counts)
+        return pa.array(offsets, pa.int32()), pa.array(places)
+
+    def _beside(self, beside: Beside) -> pa.Table:
+        return open_table(f"{self.source.folder}/{beside}/{self.source.split}.parquet")
 
     def _numpy(self, name: str) -> NDArray[np.int32]:
         array: NDArray[np.int32] = self._rows[name].to_numpy()

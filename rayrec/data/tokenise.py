@@ -1,7 +1,6 @@
 """Prompts of every prepared row, tokenised once and stored beside the rows, in their order."""
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,15 @@ import ray
 import ray.data
 
 from rayrec import storage
-from rayrec.cache import file_sha256
 from rayrec.config.data import DataConfig
 from rayrec.data import columns as c
+from rayrec.data.beside import Beside
 from rayrec.data.blocks import calm_ray_data
 from rayrec.data.prompts import PromptEncoder, Tokenizer
 from rayrec.data.rows import HISTORY, OpenRows, RowSource
 from rayrec.data.store import open_table
 from rayrec.stages import Stream
 
-FOLDER, MARK = "prompts", "prompts.json"
 _BLOCK_ROWS = 4096
 
 
@@ -46,20 +44,13 @@ def prompt_rows(folder: str, split: str, data: DataConfig) -> OpenRows:
 
 
 def write_prompts(folder: str, data: DataConfig, tokenizer: Tokenizer, scratch: Path) -> None:
-    """Write ``prompts/{split}.parquet`` below the prepared ``folder``, once; ``prompts.json`` is written last."""
-    mark = storage.join(folder, FOLDER, MARK)
-    if storage.exists(mark):
-        return
+    """Write the prompts of each split beside the prepared rows in ``folder``."""
     encoder = ray.put(open_encoder(folder, data, tokenizer))
     tokens: dict[str, Any] = {}
-    files: dict[str, str] = {}
     with calm_ray_data():
         for split in c.SPLITS:
-            local = scratch / f"{split}.parquet"
-            tokens[split] = _write_split(local, _encoded(folder, split, data, encoder))
-            files[local.name] = file_sha256(local)
-            storage.write_file(storage.join(folder, FOLDER, local.name), local)
-    storage.write_text(mark, json.dumps({"tokens": tokens, "files": files}, indent=2) + "\n")
+            tokens[split] = _write_split(scratch / f"{split}.parquet", _encoded(folder, split, data, encoder))
+    Beside.PROMPTS.publish(folder, scratch, tokens=tokens)
 
 
 def _encoded(folder: str, split: str, data: DataConfig, encoder: Any) -> Iterator[pa.Table]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rayrec import storage
 from rayrec.config import Config, fingerprint, identity
-from rayrec.config.training import StagesConfig
+from rayrec.data.beside import Beside, read_beside
 from rayrec.ensemble import weights_path
 from rayrec.experiment.settings import Experiment, needed_stages
 from rayrec.run import Run
@@ -86,7 +86,7 @@ class Variant:
     fold: int | None
     titles: list[str]
     configs: list[Config]  # one a title
-    reads_text: bool
+    beside: frozenset[Beside]  # what they read besides the rows
 
 
 def variants(experiment: Experiment) -> list[Variant]:
@@ -106,16 +106,16 @@ def _variants(experiment: Experiment, fold: int | None) -> list[Variant]:
             fold=fold,
             titles=titles,
             configs=[configs[title] for title in titles],
-            reads_text=any(_reads_text(systems[title].system, configs[title].stages) for title in titles),
+            beside=frozenset(one for title in titles for one in _beside(systems[title].system, configs[title])),
         )
         for folder, titles in readers.items()
     ]
 
 
-def _reads_text(system: SystemName, stages: StagesConfig) -> bool:
-    """The system or a stage that it needs reads prompts."""
-    reads = [SYSTEMS[system].reads, *(STAGES[stage].reads for stage in needed_stages(system, stages))]
-    return any(stream is not None and stream.uses_backbone for stream in reads)
+def _beside(system: SystemName, config: Config) -> frozenset[Beside]:
+    """What the system or a stage that it needs reads besides the rows."""
+    streams = [SYSTEMS[system].reads, *(STAGES[stage].reads for stage in needed_stages(system, config.stages))]
+    return read_beside(config, *(stream for stream in streams if stream is not None))
 
 
 def all_pairs(experiment: Experiment) -> list[Pair]:
@@ -158,6 +158,6 @@ def _content(system: SystemName, config: Config, data: Prepared, needed: list[St
     return content | {
         "system": system.value,
         "trained": needed[-1].fingerprint if needed else None,
-        "files": data.content(prompts=_reads_text(system, config.stages)),
+        "files": data.content(_beside(system, config)),
         "code": code_version(),
     }

@@ -25,7 +25,7 @@ from rayrec.experiment.pairs import Pair, all_pairs, experiment_folder, variants
 from rayrec.experiment.results import Told
 from rayrec.experiment.settings import Experiment
 from rayrec.pipeline import quieten, train_run
-from rayrec.preparation import prepare_prompts, prepare_rows
+from rayrec.preparation import prepare_beside, prepare_rows
 from rayrec.report import ExperimentReportData, write_experiment_report
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, score_systems, test_sample
@@ -87,14 +87,11 @@ def run_experiment(experiment: Experiment) -> None:
 
 def is_prepared(experiment: Experiment) -> bool:
     """All data that the experiment needs is there."""
-    return all(
-        variant.data.is_complete and (variant.data.has_prompts or not variant.reads_text)
-        for variant in variants(experiment)
-    )
+    return all(variant.data.is_complete and variant.data.has(*variant.beside) for variant in variants(experiment))
 
 
 def _prepare(experiment: Experiment, room: dict[str, float]) -> None:
-    """Every variant of the data once; prompts only where a system reads them."""
+    """Every variant of the data once, with what its systems read beside it."""
     firsts: dict[int | None, tuple[str, pd.DataFrame]] = {}  # of each fold
     for variant in variants(experiment):
         for config in variant.configs:
@@ -102,8 +99,7 @@ def _prepare(experiment: Experiment, room: dict[str, float]) -> None:
         made = prepare_rows(variant.configs[0].model_copy(update={"seed": experiment.base.seed}), variant.data)
         fold = "" if variant.fold is None else f"fold {variant.fold}, "
         print(f"data  {fold}{'prepared' if made else 'prepared before'}: {variant.data.folder}", flush=True)
-        if variant.reads_text:
-            prepare_prompts(variant.configs[0], variant.data)
+        prepare_beside(variant.configs[0], variant.data, variant.beside)
         rows = _sampled_rows(Run(variant.configs[0], prepared=variant.data.folder))
         first = firsts.setdefault(variant.fold, (variant.titles[0], rows))
         if not rows.equals(first[1]):

@@ -23,7 +23,7 @@ class Factors(Encoder):
 
     def __init__(self, config: EncoderConfig, *, users: int, items: int, max_len: int) -> None:
         """``users`` and ``items`` are counts without the unknown user and padding."""
-        super().__init__(items=items, max_len=max_len)
+        super().__init__(config, items=items, max_len=max_len)
         self.user = _zeros(users + 1, config.width)
         self.item = nn.Embedding(items + 1, config.width, padding_idx=0)
         nn.init.normal_(self.item.weight, std=0.02)
@@ -52,10 +52,10 @@ class MF(Factors):
         self.user_bias, self.item_bias = _zeros(users + 1, 1), _zeros(items + 1, 1)
         self.bias = nn.Parameter(torch.zeros(1))
 
-    def score(self, batch: Batch) -> Tensor:
+    def own_score(self, batch: Batch) -> Tensor:
         """Logit of "like" for each row, fp32, shape (B,)."""
         bias_B1 = self.user_bias(batch.user_B) + self.item_bias(batch.item_B) + self.bias
-        logit_B: Tensor = super().score(batch) + bias_B1[:, 0].float()
+        logit_B: Tensor = super().own_score(batch) + bias_B1[:, 0].float()
         return logit_B
 
 
@@ -76,7 +76,7 @@ class NeuMF(Factors):
         self.out = nn.Linear(widths[1] + widths[-1], 1)
         self.dropout = Dropout(config.dropout)
 
-    def score(self, batch: Batch) -> Tensor:
+    def own_score(self, batch: Batch) -> Tensor:
         """Logit of "like" for each row, fp32, shape (B,)."""
         user_factor_BF, user_BF = self.user_vectors(batch).chunk(2, dim=-1)
         item_factor_BF, item_BF = self.item_vectors(batch.item_B).chunk(2, dim=-1)

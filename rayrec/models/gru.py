@@ -1,4 +1,4 @@
-"""A gated recurrent unit over the liked history: GRU4Rec's cell, https://arxiv.org/abs/1511.06939, section 3.1.
+"""A gated recurrent unit over the history: GRU4Rec's cell, https://arxiv.org/abs/1511.06939, section 3.1.
 
 It departs from GRU4Rec in what it is trained on: rated rows and their labels, or single histories with one sampled
 other item, instead of parallel sessions with a ranking loss. Shapes: B sequences, L positions, D width.
@@ -21,15 +21,13 @@ class GRU(SequenceEncoder):
 
     def __init__(self, config: EncoderConfig, *, items: int, max_len: int) -> None:
         """``items`` is the catalogue size without padding; ``max_len`` the longest history that is read."""
-        super().__init__(items=items, max_len=max_len)
+        super().__init__(config, items=items, max_len=max_len)
         self.item = nn.Embedding(items + 1, config.width, padding_idx=0)
         self.cell = nn.GRU(config.width, config.width, batch_first=True)
         self.dropout = Dropout(config.dropout)
-        nn.init.normal_(self.item.weight, std=0.02)
-        with torch.no_grad():
-            self.item.weight[0].zero_()
+        self.draw()
 
-    def encode(self, history_BL: Tensor, *, newest_only: bool = False) -> Tensor:
+    def encode(self, history_BL: Tensor, label_BL: Tensor | None = None, *, newest_only: bool = False) -> Tensor:
         """Item ids (B, L), left-padded with 0 -> hidden states (B, L, D), or (B, 1, D) of the last position alone.
 
         Rows are moved to the left, so that the cell begins at each row's first item and padding comes behind its last:
@@ -40,7 +38,8 @@ class GRU(SequenceEncoder):
         known_B = (history_BL > 0).sum(1).clamp(min=1)
         place_L = torch.arange(length, device=history_BL.device)
         first_B1 = (length - known_B)[:, None]
-        moved_BL = history_BL.gather(1, (place_L + first_B1) % length)
-        states_BLD = self.dropout(self.cell(self.dropout(self.item(moved_BL)))[0])
+        moved_BL = (place_L + first_B1) % length
+        labels_BL = None if label_BL is None else label_BL.gather(1, moved_BL)
+        states_BLD = self.dropout(self.cell(self.dropout(self.read(history_BL.gather(1, moved_BL), labels_BL)))[0])
         wanted = known_B[:, None] - 1 if newest_only else (place_L - first_B1) % length
         return states_BLD[torch.arange(rows, device=history_BL.device)[:, None], wanted]  # type: ignore[no-any-return]

@@ -4,16 +4,21 @@ import torch
 from torch import Tensor, nn
 
 from rayrec.config.model import MapperConfig
+from rayrec.models.offset import Offset
 
 
 class Mapper(nn.Module):
-    """Two-layer MLP, shared by users and items: width -> width x expansion -> ReLU -> K tokens of the LLM's width H."""
+    """Two-layer MLP, shared by users and items: width -> width x expansion -> ReLU -> K tokens of the LLM's width H.
+
+    Where the language model's score starts from an offset, its weights are learned and kept with these.
+    """
 
     def __init__(self, config: MapperConfig, *, width: int, hidden: int) -> None:
         super().__init__()
         self.tokens, self.hidden = config.tokens, hidden
         self.expand = nn.Linear(width, width * config.expansion)
         self.project = nn.Linear(width * config.expansion, hidden * config.tokens)
+        self.offset = Offset() if config.offset else None
 
     def forward(self, vectors_BD: Tensor) -> Tensor:
         """Shape (B, D) -> soft tokens (B, K, H)."""

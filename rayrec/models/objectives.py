@@ -22,13 +22,16 @@ def label_bce(model: SASRecLLM, batch: Batch) -> Tensor:
 def next_item(model: SASRecLLM, batch: Batch) -> Tensor:
     """SASRec's own objective: at every position the next liked item against one uniformly drawn other item.
 
-    The encoder must read a sequence. The target counts as the last next item where it was liked.
+    The encoder must read a sequence. The target counts as the last next item where it was liked. In a history of all
+    rated items, too, what comes next is the next *liked* one, past all that was disliked in between: to predict what
+    will be rated would teach what is watched, not what is liked. Positions of disliked items have a next item as well,
+    since the newest position, whose state is the user vector, may be one.
     """
     encoder = model.encoder
     assert isinstance(encoder, SequenceEncoder)
     next_BL = _next_items(batch)
     mask_BL = (next_BL > 0).float()
-    states_BLD = encoder.encode(batch.history_BL)
+    states_BLD = encoder.encode(batch.history_BL, batch.label_BL)
     # A shift by 1 .. items - 1 never lands on the positive itself.
     shift_BL = torch.randint(1, max(2, encoder.items), next_BL.shape, device=next_BL.device)
     other_BL = (next_BL - 1 + shift_BL) % encoder.items + 1
@@ -39,12 +42,12 @@ def next_item(model: SASRecLLM, batch: Batch) -> Tensor:
 
 
 def softmax(model: SASRecLLM, batch: Batch) -> Tensor:
-    """At every position the next liked item against the whole catalogue: https://arxiv.org/abs/2307.12810."""
+    """At every position the next liked item, as there, against the whole catalogue: https://arxiv.org/abs/2307.12810."""
     encoder = model.encoder
     assert isinstance(encoder, SequenceEncoder)
     next_BL = _next_items(batch)
     there_BL = next_BL > 0
-    states_ND = encoder.encode(batch.history_BL)[there_BL]
+    states_ND = encoder.encode(batch.history_BL, batch.label_BL)[there_BL]
     return catalogue_cross_entropy(states_ND, encoder.item.weight[1:], next_BL[there_BL] - 1)
 
 
@@ -52,6 +55,12 @@ def _next_items(batch: Batch) -> Tensor:
     """The liked item after each item of the history, 0 for none, shape (B, L); a liked target is the last one's."""
     liked_B = torch.where(batch.label_B > 0, batch.item_B, 0)
     next_BL = torch.cat([batch.history_BL[:, 1:], liked_B[:, None]], dim=1)
+    if batch.label_BL is not None:
+        is_liked_BL = torch.cat([batch.label_BL[:, 1:] == 2, batch.label_B[:, None] > 0], dim=1)
+        length = next_BL.shape[1]
+        place_BL = torch.where(is_liked_BL, torch.arange(length, device=next_BL.device), length)
+        nearest_BL = place_BL.flip(1).cummin(1).values.flip(1)  # of the liked ones from here on; `length` for none
+        next_BL = F.pad(next_BL, (0, 1)).gather(1, nearest_BL)
     return torch.where(batch.history_BL > 0, next_BL, 0)
 
 

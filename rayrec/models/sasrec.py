@@ -66,18 +66,15 @@ class SASRec(SequenceEncoder):
 
     def __init__(self, config: EncoderConfig, *, items: int, max_len: int) -> None:
         """``items`` is the catalogue size without padding; ``max_len`` the longest history that is read."""
-        super().__init__(items=items, max_len=max_len)
+        super().__init__(config, items=items, max_len=max_len)
         self.item = nn.Embedding(items + 1, config.width, padding_idx=0)
         self.position = nn.Embedding(max_len, config.width)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
-        for table in (self.item, self.position):
-            nn.init.normal_(table.weight, std=0.02)
-        with torch.no_grad():
-            self.item.weight[0].zero_()
+        self.draw(self.position)
 
-    def encode(self, history_BL: Tensor, *, newest_only: bool = False) -> Tensor:
+    def encode(self, history_BL: Tensor, label_BL: Tensor | None = None, *, newest_only: bool = False) -> Tensor:
         """Item ids (B, L), left-padded with 0 -> hidden states (B, L, D), or (B, 1, D) of the last position alone.
 
         Positions count from the newest item, so that a batch padded to its own longest row gives the same vectors as
@@ -86,7 +83,7 @@ class SASRec(SequenceEncoder):
         length = history_BL.shape[1]
         positions = torch.arange(self.max_len - length, self.max_len, device=history_BL.device)
         known_BL = history_BL > 0
-        states = self.dropout(self.item(history_BL) + self.position(positions)) * known_BL.unsqueeze(-1)
+        states = self.dropout(self.read(history_BL, label_BL) + self.position(positions)) * known_BL.unsqueeze(-1)
         causal_LL = torch.ones(length, length, dtype=torch.bool, device=history_BL.device).tril()
         itself_LL = torch.eye(length, dtype=torch.bool, device=history_BL.device)
         mask_B1LL = ((causal_LL & known_BL.unsqueeze(1)) | itself_LL).unsqueeze(1)

@@ -34,7 +34,13 @@ class SASRecLLM(nn.Module):
         if batch.prompt is None:
             assert self.encoder is not None
             return self.encoder.score(batch)
-        assert self.backbone is not None
+        answer_B = self._answer(batch)
+        offset = self.mapper.offset if self.mapper is not None else None
+        return answer_B if offset is None else offset(answer_B, batch)
+
+    def _answer(self, batch: Batch) -> Tensor:
+        """The language model's logit, shape (B,)."""
+        assert self.backbone is not None and batch.prompt is not None
         if isinstance(batch.prompt, SplitPrompt):
             prefix_UPH, suffix_BSH = self._embed_split(batch, batch.prompt)
             learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.backbone.parameters())
@@ -75,9 +81,10 @@ class SASRecLLM(nn.Module):
         return torch.stack([self.mapper(user_BD), self.mapper(item_BD)], dim=1)
 
     def _user_vectors(self, batch: Batch) -> Tensor:
-        """Shape (B, D). Rows behind one prefix have one history: where no dropout tells them apart, it is read once."""
+        """Shape (B, D). Rows behind one prefix liked the same: where nothing tells them apart, it is read once."""
         assert self.encoder is not None
-        if self.encoder.training or not isinstance(batch.prompt, SplitPrompt):
+        is_their_own = self.encoder.training or batch.label_BL is not None  # by dropout, or by what else was rated
+        if is_their_own or not isinstance(batch.prompt, SplitPrompt):
             return self.encoder.user_vectors(batch)
         of_B = batch.prompt.prefix_of_B
         any_row_U = of_B.new_zeros(len(batch.prompt.prefix_UP))

@@ -12,17 +12,18 @@ from ray import tune
 
 from rayrec import __version__, storage
 from rayrec.binding import SEARCH, bind, is_bound, package_versions
-from rayrec.config import fingerprint
-from rayrec.preparation import prepare_prompts, prepare_rows
+from rayrec.config import Config, fingerprint
+from rayrec.data.beside import Beside, read_beside
+from rayrec.preparation import prepare_beside, prepare_rows
 from rayrec.report import SearchReportData, write_search_report
 from rayrec.search.config import DRAWN_AT_ONCE, Search, as_yaml
 from rayrec.search.live import Following
 from rayrec.search.results import Results
 from rayrec.search.schedule import scheduler
-from rayrec.search.space import data_variants
+from rayrec.search.space import Values, data_variants
 from rayrec.search.suggest import NUMBER, TRIAL, Suggester
 from rayrec.search.trial import Claims, Trial, TrialSetting, data_key
-from rayrec.stages import STAGES
+from rayrec.stages import STAGES, StageName, Stream
 from rayrec.store import Prepared, store_folder
 from rayrec.training.cluster import capacity, connected
 from rayrec.training.model import quiet_libraries, warn_of_slow_bf16
@@ -125,8 +126,8 @@ def _run_trials(search: Search, folder: str, concurrent: int) -> Results:
 
 
 def _prepare(search: Search, store: str) -> dict[str, str]:
-    """Every variant of the data that the space asks for; prompts only where a stage of the search reads them."""
-    reads_text = any(STAGES[stage].reads.uses_backbone for stage in search.base.stages.lineage(search.stage))
+    """Every variant of the data that the space asks for, with what the stages of the search read beside it."""
+    reads_text = any(stream.uses_backbone for stream in _streams(search.base, search.stage))
     folders = {}
     for values in data_variants(search.config.space, search.config.name):
         config = search.trial_config(values)
@@ -134,10 +135,21 @@ def _prepare(search: Search, store: str) -> dict[str, str]:
         what |= {"backbone": list(config.backbone.sources)} if reads_text else {}
         data = Prepared(storage.join(store, "data", fingerprint(what)[:16]))
         prepare_rows(config, data)
-        if reads_text:
-            prepare_prompts(config, data)
+        prepare_beside(config, data, read_by_trials(search, values))
         folders[data_key(search, values)] = data.folder
     return folders
+
+
+def read_by_trials(search: Search, values: Values) -> set[Beside]:
+    """What any trial on this data may read: a path of the space may be what asks for it."""
+    changes = [{path: value} for path, drawn in search.config.space.items() for value in drawn.corners]
+    configs = [search.trial_config(change | values) for change in ({}, *changes)]
+    return {beside for config in configs for beside in read_beside(config, *_streams(config, search.stage))}
+
+
+def _streams(config: Config, stage: StageName) -> list[Stream]:
+    """What the stages up to this one read."""
+    return [STAGES[one].reads for one in config.stages.lineage(stage)]
 
 
 def _write(results: Results, folder: str) -> None:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from rayrec.batch import Batch, Prompt
 from rayrec.models.objectives import Objective
 from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build, trainable
+from rayrec.stages import History
 from rayrec.training.engine import LIVE, bucket_size
 from rayrec.training.job import StageJob
 
@@ -97,7 +98,8 @@ def _activations(job: StageJob, model: SASRecLLM, tokens: int) -> float:
     if model.backbone is not None:
         soft = torch.ones(rows, 2, job.config.mapper.tokens).long() if model.mapper is not None else None
         prompt = Prompt(torch.ones(rows, tokens).long(), torch.full((rows,), tokens), soft)
-    batch = Batch(user, history, item, label, prompt)
+    history_labels = history if job.config.encoder.history is History.RATED else None
+    batch = Batch(user, history, item, label, prompt, label_BL=history_labels, floor_B=label)
     model.set_mode(job.trains)
     with _counted(model) as kept:
         Objective(model, job.settings.loss)(batch)

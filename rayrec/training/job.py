@@ -10,6 +10,7 @@ from rayrec import storage
 from rayrec.batch import Batch
 from rayrec.config import Config, micro_batch_rows
 from rayrec.config.training import Precision, StageConfig
+from rayrec.data.beside import read_beside
 from rayrec.data.collate import Cut, collate
 from rayrec.data.rows import RowSource
 from rayrec.data.streams import WorkerOrder
@@ -121,7 +122,8 @@ class StageJob:
 
     def rows(self, split: str) -> RowSource:
         """A split as this stage reads it."""
-        return RowSource(self.data, split, self.spec.reads, self.facts.max_len)
+        beside = read_beside(self.config, self.spec.reads)
+        return RowSource(self.data, split, self.spec.reads, self.facts.max_len, beside)
 
 
 def derive_seed(*names: object) -> int:

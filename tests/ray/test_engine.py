@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ def of_other_encoders() -> list[Case]:
     ]
 
 
+def of_more() -> list[Case]:
+    """Rated histories and offsets: the weights of an offset are tensors of one number."""
+    return [
+        Case(f"more-{'alone' if alone else 'hybrid'}-zero{zero}", zero, trains=trains, alone=alone, more=True)
+        for zero in ZERO
+        for alone, trains in ((True, (Part.ENCODER,)), (False, (Part.ENCODER, Part.MAPPER)))
+    ]
+
+
 def cases(world: int) -> list[Case]:
     """What the group of ``world`` processes runs; the group of two runs first, and the group of one after it."""
     found = [Case(name(z, "fp32", world), z) for z in ZERO]
@@ -43,7 +53,10 @@ def cases(world: int) -> list[Case]:
             Case("only-" + "-".join(parts), 2, trains=parts, steps=3)
             for parts in ((Part.ENCODER,), (Part.LORA,), (Part.MAPPER,), (Part.ENCODER, Part.MAPPER))
         ]
-        found += of_other_encoders()
+        found += [*of_other_encoders(), *of_more()]
+        for z in (2, 3):
+            hybrid = Case(f"more-bf16-zero{z}", z, "bf16", trains=(Part.ENCODER, Part.MAPPER), more=True)
+            found += [hybrid, replace(hybrid, name=f"{hybrid.name}-resumed", start=hybrid.name)]
     else:
         for z in ZERO:  # to another number of workers, two of them to another stage besides
             whole, other = name(z, "fp32", 2), (0, 2, 1, 3)[z]
@@ -56,7 +69,7 @@ def cases(world: int) -> list[Case]:
 
 def plain_loop(folder: Path, case: Case) -> dict[str, Any]:
     """The same training in plain torch, whole batches at once."""
-    built = model(folder, kind=case.kind)
+    built = model(folder, kind=case.kind, more=case.more)
     built.requires_grad_(False)
     parameters = dict(trainable(built, case.trains))
     groups = []
@@ -125,7 +138,7 @@ def test_equals_a_plain_loop(zero: int, world: int, folder: Path, plain: dict[st
     assert furthest(ours["end"], plain["end"], weights) < 1e-5
 
 
-@pytest.mark.parametrize("case", of_other_encoders(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*of_other_encoders(), *of_more()], ids=lambda case: case.name)
 def test_every_encoder_equals_a_plain_loop(case: Case, folder: Path) -> None:
     ours, expected = load(folder, case.name), plain_loop(folder, case)
     assert ours["losses"] == pytest.approx(expected["losses"], abs=1e-5)
@@ -144,13 +157,24 @@ def test_one_worker_equals_two(zero: int, folder: Path) -> None:
 @pytest.mark.parametrize("zero", ZERO)
 def test_goes_on_bit_for_bit(zero: int, precision: str, folder: Path) -> None:
     whole = name(zero, precision, 2)
-    expected, ours = load(folder, whole), load(folder, name(zero, precision, 2, whole))
+    assert_goes_on(load(folder, whole), load(folder, name(zero, precision, 2, whole)))
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_an_offset_goes_on_bit_for_bit(zero: int, folder: Path) -> None:
+    expected = load(folder, f"more-bf16-zero{zero}")
+    assert_goes_on(expected, load(folder, f"more-bf16-zero{zero}-resumed"))
+    weights = [expected["end"][f"weights/mapper.offset.{key}"] for key in ("own", "floor", "bias")]
+    assert all(weight.dtype is torch.float32 and weight != weight.bfloat16() for weight in weights)  # finer than bf16
+
+
+def assert_goes_on(expected: dict[str, Any], ours: dict[str, Any]) -> None:
     for key in ("losses", "norms", "rates"):
         assert ours[key] == expected[key][CUT:]
     assert set(ours["end"]) == set(expected["end"])
     assert [key for key in ours["end"] if not torch.equal(ours["end"][key], expected["end"][key])] == []
-    moved = [k for k in expected["end"] if not torch.equal(expected["end"][k], expected["cut"][k])]
-    assert len(moved) == len(expected["end"])  # the second half does train
+    unmoved = [k for k in expected["end"] if torch.equal(expected["end"][k], expected["cut"][k])]
+    assert all("encoder.offset" in k for k in unmoved)  # the second half trains all that is read below the backbone
 
 
 SAME = [name(zero, "fp32", 2, name(zero, "fp32", 2)) for zero in ZERO]

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import processes
 import pytest
+import safetensors.torch
+import torch
 import yaml
 from pages import assert_needs_no_network
 from sklearn.metrics import roc_auc_score
@@ -147,3 +149,44 @@ def test_a_failing_system_is_mended_and_nothing_is_trained_twice(job_env: dict[s
     assert any("0 of 9 pairs, for which 0 stages are to be trained" in line for line in plan)
     text = processes.run([*command, "--help"], job_env, tmp_path / "help").checked().out.splitlines()
     assert len(text) <= 24 and max(map(len, text)) <= 100 and "--plan" in "\n".join(text)
+
+
+OFFSET = "feature_floor"
+STILL = {f"stages.{stage}.lr": 1e-12 for stage in ("pretrain_encoder", "tune_hybrid")}
+FURTHER: dict[str, Any] = {
+    "Feature floor": {"system": "feature_floor"},
+    "Rated": {
+        "system": "sasrec",
+        "set": {"encoder.kind": "gru", "encoder.history": "rated", "stages.pretrain_encoder.loss": "next_item"},
+    },
+    "SASRec + floor": {"system": "sasrec", "set": {"encoder.offset": OFFSET, "stages.pretrain_encoder.lr": 0.03}},
+    "SASRec + floor, still": {"system": "sasrec", "set": {"encoder.offset": OFFSET, **STILL}},
+    "Both": {"system": "sasrecllm", "set": {"encoder.history": "rated", "mapper.offset": OFFSET}},
+    "Both, still": {"system": "sasrecllm", "set": {"encoder.history": "rated", "mapper.offset": OFFSET, **STILL}},
+}
+
+
+def test_what_is_better_than_the_paper(job_env: dict[str, str], tmp_path: Path) -> None:
+    """Rated histories and offsets, from the rows to the scores; what learns nothing is the floor, row by row."""
+    file, folder, store = tmp_path / "more.yaml", tmp_path / "more", tmp_path / "store"
+    tree = {**TREE, "name": "more", "seeds": [0], "reference": "Feature floor", "systems": FURTHER}
+    file.write_text(yaml.safe_dump(tree | {"set": {**TREE["set"], "storage": str(tmp_path)}}, sort_keys=False))
+    command = processes.job("experiment", "--config", str(file))
+    processes.run(command, job_env, tmp_path / "first").checked()
+    (data,) = (store / "data").iterdir()
+    assert {path.name for path in data.iterdir() if path.is_dir()} == {"prompts", "rated", "floor"}
+    titles = json.loads((folder / "results.json").read_text())["systems"]
+    assert not any(row["failures"] for row in titles.values())
+    scores = {path.name: pd.read_parquet(path / "0.parquet")["score"] for path in (folder / "predictions").iterdir()}
+    floor = scores.pop("feature-floor")
+    for name in ("sasrec-floor-still", "both-still"):
+        assert scores.pop(name).tolist() == pytest.approx(floor.tolist(), abs=1e-6)
+    assert all(not score.equals(floor) and score.nunique() > 20 for score in scores.values())
+    mappers = [safetensors.torch.load_file(path) for path in folder.glob("pairs/*/parts/*/mapper/model.safetensors")]
+    offsets = [[weights[f"offset.{key}"] for key in ("own", "floor", "bias")] for weights in mappers]
+    assert len(offsets) == 2 and all(weight.dtype is torch.float32 for three in offsets for weight in three)
+
+    whole = files(folder)
+    nowhere = job_env | {"RAY_ADDRESS": "127.0.0.1:1"}  # where connecting would fail
+    processes.run(command, nowhere, tmp_path / "second").checked()
+    assert files(folder) == whole

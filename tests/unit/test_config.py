@@ -233,6 +233,12 @@ def test_every_mistake_is_told_at_once() -> None:
         ("encoder={kind: mf, heads: 2}", "encoder: mf does not read heads; leave it out, or at its default, 4"),
         ("encoder={kind: mf, dropout: 0}", "encoder: mf does not read dropout; leave it out, or at its default, 0.2"),
         ("encoder={kind: gru, blocks: 1}", "encoder: gru does not read blocks; leave it out, or at its default, 2"),
+        (
+            "encoder={kind: mf, history: rated}",
+            "encoder: mf does not read history; leave it out, or at its default, liked",
+        ),
+        ("encoder.history=all", "encoder.history: Input should be 'liked' or 'rated', got 'all'"),
+        ("mapper.offset=bias_floor", "mapper.offset: Input should be 'feature_floor', got 'bias_floor'"),
         ("encoder={kind: neumf, width: 20}", "encoder: width 20 is not divisible by 8: neumf halves it three times"),
         ("engine.precision=fp16", "fp16 needs a GPU; use bf16 or fp32"),
         ("engine.offload=optimizer", "engine.offload: optimizer needs a GPU; leave it out"),
@@ -323,7 +329,10 @@ def test_how_to_run_is_not_what_to_run(assignments: list[str]) -> None:
         "data.split.valid=0.05",
         "encoder.width=32",
         "encoder.kind=gru",
+        "encoder.history=rated",
+        "encoder.offset=feature_floor",
         "mapper.tokens=2",
+        "mapper.offset=feature_floor",
         "backbone.sources=tiny",
         "backbone.score=yes",
         "lora.r=4",
@@ -340,6 +349,18 @@ def test_what_to_run_changes_the_fingerprint(assignment: str) -> None:
     (line,) = differences(identity(Config()), changed)
     path, _, values = line.partition(": ")
     assert path == assignment.partition("=")[0] and " -> " in values
+
+
+def test_names_that_were_bound_before_a_setting_came_stay_bound() -> None:
+    """Fingerprints from before `encoder.history` and the offsets, whether these are left out or said."""
+    before = {
+        "ml100k_smollm2": "d512d69e0c728db8acfc8fa4d17175d64c84e2f2834a1d68803adf2d38b108eb",
+        "smoke": "c26e2be678c886a884d6a41ff2bdad30cd71d1eb19482c773915d82d1a592336",
+    }
+    said = ["encoder.history=liked", "encoder.offset=null", "mapper.offset=null"]
+    for path in CONFIGS:
+        for overrides in ([], said) if path.stem in before else ():
+            assert fingerprint(identity(load(path, overrides))) == before[path.stem]
 
 
 def test_a_fingerprint_is_of_the_content_not_of_its_order() -> None:

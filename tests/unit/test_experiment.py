@@ -14,12 +14,14 @@ from sklearn import metrics as reference
 
 from rayrec import storage
 from rayrec.binding import EXPERIMENT, bind, is_bound
+from rayrec.data.beside import Beside
 from rayrec.data.columns import PREDICTIONS_SCHEMA
 from rayrec.errors import DivergedError, InputError
 from rayrec.experiment import study
 from rayrec.experiment.pairs import Pair, all_pairs, variants
 from rayrec.experiment.results import COMPARED, Told, summarise
 from rayrec.experiment.settings import Experiment, load_experiment
+from rayrec.experiment.study import is_prepared
 from rayrec.report import ExperimentReportData, write_experiment_report
 from rayrec.run import Run
 from rayrec.stages import StageName
@@ -154,10 +156,11 @@ def test_a_name_stands_for_one_base_and_any_systems(tmp_path: Path) -> None:
 def prepared(of: Experiment) -> None:
     """As if its data were prepared."""
     manifest = {"users": 2, "items": 3, "mean_liked_per_training_user": 2.4, "files": {"train.parquet": "a1"}}
-    manifest["splits"] = {split: {"rows": 9} for split in ("train", "valid", "test")}
+    manifest["splits"] = {split: {"rows": 9, "users": 2} for split in ("train", "valid", "test")}
     for variant in variants(of):
         storage.write_text(f"{variant.data.folder}/manifest.json", json.dumps(manifest))
-        storage.write_text(f"{variant.data.folder}/prompts/prompts.json", json.dumps({"files": {"train": "b2"}}))
+        for name in ("prompts", "rated", "floor"):
+            storage.write_text(f"{variant.data.folder}/{name}/{name}.json", json.dumps({"files": {"train": "b2"}}))
 
 
 def addressed(of: Experiment) -> dict[tuple[str, int], Pair]:
@@ -266,6 +269,23 @@ def test_an_ensemble_runs_what_its_members_lack(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(study, "train_run", lambda run, stages: None)
     study._run_pairs(pairs, study._Failures())
     assert done == ["sasrec", "tallrec", "sasrecllm", "ensemble"] and all(pair.is_finished for pair in pairs)
+
+
+def test_what_lies_beside_the_data_is_what_its_readers_ask_for(tmp_path: Path) -> None:
+    of = experiment(tmp_path)
+    assert [variant.beside for variant in variants(of)] == [{Beside.PROMPTS}]
+    rated = {"system": "sasrec", "set": {"encoder.history": "rated"}}
+    tree = {"systems": {"Rated": rated, "Floor": {"system": "bias_floor"}}, "reference": "Floor"}
+    assert [variant.beside for variant in variants(experiment(tmp_path, tree))] == [{Beside.RATED}]
+    of = experiment(tmp_path, with_system("Offset", {"system": "sasrecllm", "set": {"mapper.offset": "feature_floor"}}))
+    assert [variant.beside for variant in variants(of)] == [{Beside.PROMPTS, Beside.FLOOR}]
+    assert not is_prepared(of)
+    pairs = addressed(of)
+    assert is_prepared(of)
+    jobs = {title: pairs[title, 0].jobs for title in ("Offset", "SASRec")}
+    assert jobs["Offset"][StageName.PRETRAIN_ENCODER].folder == jobs["SASRec"][StageName.PRETRAIN_ENCODER].folder
+    storage.delete(f"{variants(of)[0].data.folder}/floor")
+    assert not is_prepared(of)
 
 
 @pytest.mark.parametrize(

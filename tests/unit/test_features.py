@@ -1,5 +1,6 @@
 """The feature floor: what it computes, against slow loops and other libraries; and that no label describes itself."""
 
+import itertools
 from collections import defaultdict
 from dataclasses import replace
 
@@ -7,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from scipy import sparse
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
 
 from rayrec.models.baselines import features, past
 from rayrec.models.baselines.features import (
@@ -274,6 +276,75 @@ def test_equal_input_gives_equal_scores_in_chunks_of_any_size(monkeypatch: pytes
     assert chunked == pytest.approx(first, abs=1e-9)
 
 
+def cross_fitted(rows: pa.Table) -> np.ndarray:
+    floor = FeatureFloor(TITLES, judge, candidates=[ONE]).fit(rows, table(100, seed=1))
+    return floor.predict_training(rows)
+
+
+def test_a_training_row_is_told_by_the_other_blocks() -> None:
+    """Block by block with the other library's calls."""
+    rows = table(800, taste=True)
+    labels = rows["label"].to_numpy()
+    found = cross_fitted(rows)
+    starts = [*block_starts(rows["timestamp"].to_numpy(), ONE.blocks).tolist(), len(rows)]
+    ids, features_of = fitted_to(rows)
+    assert (found[: starts[1]] == (labels[ids].sum() + 1) / (len(ids) + 2)).all()
+    for start, end in itertools.pairwise(starts[1:]):
+        own = (ids >= start) & (ids < end)
+        scale = StandardScaler().fit(features_of[~own])
+        model = LogisticRegression(C=ONE.C, max_iter=1000)
+        model.fit(scale.transform(features_of[~own]), labels[ids[~own]])
+        wanted = model.predict_proba(scale.transform(features_of[own]))[:, 1]
+        assert found[start:end] == pytest.approx(wanted, abs=1e-6)
+    assert roc_auc_score(labels[starts[1] :], found[starts[1] :]) > 0.6
+
+
+def test_random_labels_are_not_told_to_their_own_rows() -> None:
+    rows = table(4000)
+    labels = rows["label"].to_numpy()
+    ids, features_of = fitted_to(rows)
+    strong = replace(ONE, C=10.0)
+    floor = FeatureFloor(TITLES, judge, candidates=[strong]).fit(rows, table(100, seed=1))
+    in_sample = features._regression(strong).fit(features_of, labels[ids]).predict_proba(features_of)[:, 1]
+    spread = 4 / np.sqrt(3 * len(ids))  # over four standard errors of an AUC without meaning
+    assert roc_auc_score(labels[ids], in_sample) > 0.5 + spread
+    assert abs(roc_auc_score(labels[ids], floor.predict_training(rows)[ids]) - 0.5) < spread
+
+
+def test_the_last_labels_do_not_tell_their_own_rows_at_all() -> None:
+    """Nothing is described by the last block, and its own regression is not fitted to it."""
+    rows = table(800)
+    labels = rows["label"].to_numpy().copy()
+    last = block_starts(rows["timestamp"].to_numpy(), ONE.blocks)[-1]
+    before = cross_fitted(rows)
+    labels[last:] = 1 - labels[last:]
+    after = cross_fitted(relabelled(rows, labels))
+    assert np.array_equal(before[last:], after[last:])
+    assert (before[:last] != after[:last]).all()
+
+
+def test_a_sample_of_the_other_blocks_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = table(3000, taste=True)
+    whole = cross_fitted(rows)
+    monkeypatch.setattr(features, "MOST_ROWS", 1200)
+    sampled = cross_fitted(rows)
+    assert np.array_equal(sampled, cross_fitted(rows)) and (sampled != whole).all()
+    assert np.corrcoef(sampled, whole)[0, 1] > 0.95
+
+
+def test_one_class_alone_teaches_nothing() -> None:
+    """The other blocks hold likes only; and two times make one block that anything describes."""
+    rows = relabelled(table(200), np.r_[np.ones(160), np.arange(40) % 2])
+    last = block_starts(rows["timestamp"].to_numpy(), ONE.blocks)[-1]
+    found = cross_fitted(rows)
+    known = last - block_starts(rows["timestamp"].to_numpy(), ONE.blocks)[1]
+    assert (found[last:] == (known + 1) / (known + 2)).all() and ((found > 0) & (found < 1)).all()
+    at = rows.schema.get_field_index("timestamp")
+    two = table(200).set_column(at, "timestamp", pa.array([5] * 100 + [6] * 100))
+    found = cross_fitted(two)
+    assert set(found[100:]) == {0.5} and len(set(found[:100])) == 1
+
+
 def test_unseen_users_and_items_are_alike() -> None:
     train = table(800)
     floor = FeatureFloor([""], judge, candidates=[ONE]).fit(train, table(200, seed=1))
@@ -288,8 +359,9 @@ def test_refuses_what_it_cannot_know() -> None:
     rows = table(100)
     at = rows.schema.get_field_index("timestamp")
     floor = FeatureFloor(TITLES, judge, candidates=[ONE])
-    with pytest.raises(ValueError, match="call fit first"):
-        floor.predict(rows)
+    for predict in (floor.predict, floor.predict_training):
+        with pytest.raises(ValueError, match="call fit first"):
+            predict(rows)
     with pytest.raises(ValueError, match="id -1 is negative"):
         describe(whole(rows), rows.set_column(1, "item_id", pa.array([-1] * 100)), np.arange(3))
     with pytest.raises(ValueError, match="all 100 training rows have the same time"):

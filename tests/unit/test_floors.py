@@ -1,6 +1,8 @@
 """The systems without a neural model, out of a prepared folder: as their classes say of the same rows."""
 
+import json
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ import pytest
 from rayrec import floors
 from rayrec.data import columns as c
 from rayrec.data.rows import HISTORY
-from rayrec.floors import FLOORS, floor_scores
+from rayrec.errors import InputError
+from rayrec.floors import FLOORS, floor_scores, write_floor
 from rayrec.models.baselines.bias import BiasFloor
 from rayrec.models.baselines.features import FeatureFloor
 from rayrec.models.baselines.markov import MarkovChain
@@ -87,6 +90,59 @@ def test_features(rows: dict[str, pd.DataFrame], ids: np.ndarray, tmp_path: Path
     found = floor_scores(SystemName.FEATURES, str(tmp_path / "data"), ids)
     assert found == pytest.approx(model.predict(tables["test"].take(ids)), abs=1e-9)
     assert len(set(found)) == len(ids)
+
+
+def shuffled(folder: Path) -> np.ndarray:
+    """Writes the training rows in another order, as a dataset that comes split may have them, and returns it."""
+    order = np.random.default_rng(4).permutation(500)
+    path = folder / "train.parquet"
+    pq.write_table(pq.read_table(path).take(order), path)
+    return order
+
+
+def test_the_feature_floor_takes_training_rows_in_any_order(
+    rows: dict[str, pd.DataFrame], ids: np.ndarray, tmp_path: Path
+) -> None:
+    before = floor_scores(SystemName.FEATURES, str(tmp_path / "data"), ids)
+    shuffled(tmp_path / "data")
+    assert floor_scores(SystemName.FEATURES, str(tmp_path / "data"), ids) == pytest.approx(before, abs=1e-9)
+
+
+def written(tmp_path: Path) -> dict[str, pa.ChunkedArray]:
+    """The logits beside the rows of each split."""
+    (tmp_path / "scratch").mkdir()
+    write_floor(str(tmp_path / "data"), tmp_path / "scratch")
+    return {split: pq.read_table(tmp_path / "data" / "floor" / f"{split}.parquet")[c.FLOOR] for split in c.SPLITS}
+
+
+def test_logits_beside_the_rows_are_the_floors(rows: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    """Those of training rows are told in time, and stand in the order of the rows whatever that is."""
+    order = shuffled(tmp_path / "data")
+    tables = {split: pa.Table.from_pandas(frame, preserve_index=False) for split, frame in rows.items()}
+    model = FeatureFloor(["", *TITLES], floors._auc_and_uauc).fit(tables["train"], tables["valid"])
+    found = written(tmp_path)
+    wanted = {split: model.predict(tables[split]) for split in ("valid", "test")}
+    wanted["train"] = model.predict_training(tables["train"])[order]
+    for split, score in wanted.items():
+        probability = np.clip(score, 1e-6, 1 - 1e-6)  # never infinitely sure
+        assert found[split].to_numpy() == pytest.approx(np.log(probability / (1 - probability)), abs=1e-6)
+        assert len(set(found[split].to_pylist())) > 0.8 * len(probability) - 100  # but for two blocks' constants
+    mark = json.loads((tmp_path / "data" / "floor" / "floor.json").read_text())
+    assert mark["chosen"] == [asdict(model.chosen[0])] and set(mark["files"]) == {
+        f"{split}.parquet" for split in c.SPLITS
+    }
+
+
+def test_rows_without_a_floor_are_named(rows: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    path = tmp_path / "data" / "train.parquet"
+    table = pq.read_table(path)
+    at = table.schema.get_field_index(c.TIMESTAMP)
+    pq.write_table(table.set_column(at, c.TIMESTAMP, pa.array([5] * len(table))), path)
+    with pytest.raises(
+        InputError, match=r"offset: no feature floor of the rows in .*: all 500 training rows have the same"
+    ):
+        written(tmp_path)
+    assert not (tmp_path / "data" / "floor").exists()
 
 
 def test_a_candidate_is_judged_by_both() -> None:

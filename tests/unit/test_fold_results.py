@@ -176,7 +176,7 @@ def test_systems_must_be_tested_on_the_same_rows_of_a_fold(tmp_path: Path, monke
     of = experiment(tmp_path, systems=PLAIN["systems"] | {"X": {"system": "icl", "set": {"data.history": 3}}})
     folds = {one.data.folder: (one.fold, one.titles) for one in variants(of)}
     monkeypatch.setattr(study, "prepare_rows", lambda config, data: True)
-    monkeypatch.setattr(study, "prepare_prompts", lambda config, data: None)
+    monkeypatch.setattr(study, "prepare_beside", lambda config, data, beside: None)
     monkeypatch.setattr(study, "_sampled_rows", lambda run: pd.DataFrame({"fold": [folds[run.data.folder][0]]}))
     study._prepare(of, {"CPU": 99})
     monkeypatch.setattr(study, "_sampled_rows", lambda run: pd.DataFrame({"rows": folds[run.data.folder]}))

@@ -1,6 +1,7 @@
 """Re-ranking against one prompt a candidate."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,37 @@ def test_together_they_score_as_one_by_one(tiny: Path, model: SASRecLLM, config:
 def test_a_user_without_history_has_scores_too(tiny: Path, model: SASRecLLM, config: Config) -> None:
     prompts = PromptEncoder(load_tokenizer(tiny), TITLES, 100)
     assert np.isfinite(score_candidates(model, prompts, config, [], [1, 2])).all()
+
+
+def test_all_rated_items_and_a_floor_are_given_where_they_are_read(tiny: Path, config: Config) -> None:
+    changes = {"encoder": {"history": "rated"}, "mapper": {"offset": "feature_floor"}}
+    tree = config.model_dump()
+    settings = Config.model_validate(tree | {key: tree[key] | value for key, value in changes.items()})
+    model, prompts = made(tiny, settings), PromptEncoder(load_tokenizer(tiny), TITLES, 100)
+    assert model.mapper is not None and model.mapper.offset is not None
+    nn.init.constant_(model.mapper.offset.own, 1.0)
+    rated = [(3, True), (2, False), (9, True), (1, True), (8, False), (7, True), (12, True)]
+    candidates, floor = [5, 2, 20], [0.5, -2.0, 1.0]
+
+    def logits(**given: Any) -> np.ndarray:
+        score = score_candidates(
+            model, prompts, settings, HISTORY, candidates, **{"rated": rated, "floor": floor} | given
+        )
+        return np.log(score / (1 - score))
+
+    own = logits() - floor
+    np.testing.assert_allclose(logits(floor=[0.0] * 3), own, atol=1e-5)
+    assert np.abs(own).max() > 1e-3
+    np.testing.assert_allclose(logits(rated=rated[-4:]), logits(), atol=1e-6)  # it reads no more than four
+    other = [*rated[:-1], (12, False)]
+    assert not np.allclose(logits(rated=other), logits(), atol=1e-6)
+    assert np.isfinite(logits(rated=[])).all()
+    for missing, message in (
+        ("rated", "encoder.history: rated; give all rated items"),
+        ("floor", "give its logits, too"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            logits(**{missing: None})
 
 
 def test_an_encoder_that_knows_users_by_name_is_told_the_name(tiny: Path, config: Config) -> None:

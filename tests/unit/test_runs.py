@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rayrec import scoring, storage
+from rayrec import evaluation, scoring, storage
 from rayrec.config import Config
 from rayrec.errors import InputError
 from rayrec.pipeline import _check_parents
@@ -42,6 +42,24 @@ def test_a_mistake_mended_before_there_is_data_needs_no_other_name(tmp_path: Pat
 def test_nothing_is_prepared_yet(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data/manifest\.json: the data is not prepared yet; run jobs/prepare\.py"):
         _ = run(tmp_path).manifest
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, None),
+        ({"encoder": {"kind": "gru", "offset": "feature_floor"}}, "GRU"),
+        ({"mapper": {"offset": "feature_floor"}}, "SASRecLLM"),
+        ({"encoder": {"offset": "feature_floor"}, "mapper": {"offset": "feature_floor"}}, "SASRec and SASRecLLM"),
+    ],
+)
+def test_a_report_says_which_scores_start_from_the_floor(
+    changes: dict[str, Any], named: str | None, tmp_path: Path
+) -> None:
+    found = [note for note in evaluation._notes(run(tmp_path, **changes)) if note.startswith("Scores of")]
+    assert found == (
+        [] if named is None else [f"Scores of {named} start from the feature floor's, and learn how much to add."]
+    )
 
 
 def prepared(of: Run) -> None:

@@ -11,12 +11,13 @@ import pytest
 import yaml
 
 from rayrec.config.training import ClusterConfig
+from rayrec.data.beside import Beside
 from rayrec.errors import InputError
 from rayrec.search.config import Search, as_yaml, load_search
 from rayrec.search.live import Following
 from rayrec.search.results import Results, Told
 from rayrec.search.space import grid
-from rayrec.search.study import comparable, concurrent_trials
+from rayrec.search.study import comparable, concurrent_trials, read_by_trials
 from rayrec.search.suggest import NUMBER, OBJECTIVE, TRIAL, VALUES, Suggester
 from rayrec.settings import load
 from rayrec.stages import StageName
@@ -295,6 +296,14 @@ def test_trials_at_once_follow_from_the_cluster(tmp_path: Path) -> None:
 
 
 # Results
+
+
+def test_what_any_trial_reads_is_prepared(tmp_path: Path) -> None:
+    assert read_by_trials(search(tmp_path), {}) == set()
+    assert read_by_trials(search(tmp_path, {"space": {"encoder.history": ["liked", "rated"]}}), {}) == {Beside.RATED}
+    tree: dict[str, Any] = {"objective": {"stage": "tune_hybrid", "metric": "valid_auc"}}
+    tree |= {"space": {"mapper.offset": [None, "feature_floor"], "mapper.tokens": [1, 2]}}
+    assert read_by_trials(search(tmp_path, tree), {}) == {Beside.PROMPTS, Beside.FLOOR}
 
 
 def told(number: int, *values: float, width: int = 16, done: bool = False, error: str | None = None) -> Told:

@@ -19,7 +19,7 @@ MANIFEST = {
     "users": 2,
     "items": 3,
     "mean_liked_per_training_user": 2.4,
-    "splits": {split: {"rows": 9} for split in ("train", "valid", "test")},
+    "splits": {split: {"rows": 9, "users": 2} for split in ("train", "valid", "test")},
     "files": {"train.parquet": "a1"},
 }
 
@@ -28,7 +28,9 @@ def run(folder: Path, tree: Mapping[str, Any], manifest: Mapping[str, Any] = MAN
     """A run whose data is said to be prepared."""
     made = Run(validate({"name": "x", "storage": str(folder), **tree}, "test"))
     storage.write_text(made.path("data", "manifest.json"), json.dumps(manifest))
-    storage.write_text(made.path("data", "prompts", "prompts.json"), json.dumps({"files": {"train.parquet": prompts}}))
+    for name, content in {"prompts": prompts, "rated": "c3", "floor": "d4"}.items():
+        mark = {"files": {"train.parquet": content}}
+        storage.write_text(made.path("data", name, f"{name}.json"), json.dumps(mark))
     return made
 
 
@@ -54,6 +56,10 @@ def changed(folder: Path, tree: Mapping[str, Any], **more: Any) -> set[StageName
         ({"encoder": {"width": 32}}, {ENCODER, HYBRID}),
         ({"encoder": {"max_len": 2}}, set()),  # what `auto` comes to with this data
         ({"encoder": {"max_len": 3}}, {ENCODER, HYBRID}),
+        ({"encoder": {"history": "liked", "offset": None}, "mapper": {"offset": None}}, set()),
+        ({"encoder": {"history": "rated"}}, {ENCODER, HYBRID}),
+        ({"encoder": {"offset": "feature_floor"}}, {ENCODER, HYBRID}),
+        ({"mapper": {"offset": "feature_floor"}}, {HYBRID}),
         ({"stages": {"pretrain_encoder": {"lr": 0.01}}}, {ENCODER, HYBRID}),
         ({"stages": {"tune_lora": {"lr": 0.01}}}, {LORA, HYBRID}),
         ({"lora": {"r": 4}}, {LORA, HYBRID}),
@@ -174,6 +180,35 @@ def test_a_named_checkpoint_counts_by_its_content(tmp_path: Path) -> None:
     storage.write_text(f"{tmp_path}/there/progress.json", "{")
     with pytest.raises(InputError, match="damaged or cut short; name another checkpoint"):
         of.stage_jobs()
+
+
+@pytest.mark.parametrize(
+    ("tree", "beside", "stages"),
+    [
+        ({"encoder": {"history": "rated"}}, "rated", {ENCODER, HYBRID}),
+        ({"encoder": {"offset": "feature_floor"}}, "floor", {ENCODER, HYBRID}),
+        ({"mapper": {"offset": "feature_floor"}}, "floor", {HYBRID}),
+        ({}, "rated", set()),
+        ({}, "floor", set()),
+    ],
+)
+def test_what_lies_beside_the_rows_counts_where_it_is_read(
+    tree: dict[str, Any], beside: str, stages: set[StageName], tmp_path: Path
+) -> None:
+    of = run(tmp_path, tree)
+    before = marks(of)
+    storage.write_text(of.path("data", beside, f"{beside}.json"), json.dumps({"files": {"train.parquet": "e5"}}))
+    after = marks(of)
+    assert {stage for stage in before if before[stage] != after[stage]} == stages
+    storage.delete(of.path("data", beside))
+    assert set(marks(of)) == {ENCODER, LORA, HYBRID} - stages  # a stage without its parent cannot be told either
+
+
+def test_how_long_a_history_of_rated_items_is(tmp_path: Path) -> None:
+    tree = {"encoder": {"history": "rated"}}
+    assert run(tmp_path / "auto", tree).facts.max_len == 4  # 9 rows of 2 users, and half to even
+    assert run(tmp_path / "said", {"encoder": {"history": "rated", "max_len": 7}}).facts.max_len == 7
+    assert run(tmp_path / "liked", {}).facts.max_len == 2
 
 
 def test_without_prompts_there_is_the_encoder(tmp_path: Path) -> None:

@@ -98,8 +98,7 @@ class FeatureFloor:
             for blocks, group in itertools.groupby(alike, lambda one: one.blocks):
                 ids, features = training_features(train, seen, self._years, blocks, prior=prior, factors=factors)
                 for candidate in group:
-                    model = make_pipeline(StandardScaler(), LogisticRegression(C=candidate.C, max_iter=1000))
-                    model.fit(features, seen.labels[ids])
+                    model = _regression(candidate).fit(features, seen.labels[ids])
                     score = self._judge(judged.users, judged.labels, model.predict_proba(described)[:, 1])
                     self._keep(_Fitted(score, candidate, past, model))
         return self
@@ -114,6 +113,23 @@ class FeatureFloor:
             raise ValueError("no training rows were seen; call fit first")
         ids = np.arange(len(rows))
         scores = [one.model.predict_proba(describe(one.past, rows, ids))[:, 1] for one in self._kept]
+        mean: FloatArray = np.mean(scores, axis=0)
+        return mean
+
+    def predict_training(self, train: Rows) -> FloatArray:
+        """Probability of a like for each training row, by what does not know its label; shape (rows,).
+
+        Of all candidates kept, the mean of what follows. A row is described by the blocks before its own, and the
+        regression is fitted to rows of all blocks but its own. Rows of the first block, which nothing describes, get
+        the like rate of the others. Memory: as ``fit``, and the features of a block.
+
+        Raises:
+            ValueError: nothing is fitted, or the rows are not in the order of time or have one time only.
+        """
+        if not self._kept:
+            raise ValueError("no training rows were seen; call fit first")
+        seen = Seen.of(train)
+        scores = [_cross_fitted(one.candidate, train, seen, self._years) for one in self._kept]
         mean: FloatArray = np.mean(scores, axis=0)
         return mean
 
@@ -163,9 +179,7 @@ def training_features(
     Raises:
         ValueError: the rows are not in the order of time, or have one time only.
     """
-    starts = block_starts(seen.times, blocks)
-    if len(starts) < 2:
-        raise ValueError(f"all {len(train)} training rows have the same time; features need rows that came before")
+    starts = _blocks_of(train, seen, blocks)
     random, left = np.random.default_rng(_SEED), MOST_ROWS
     found: list[tuple[Ids, npt.NDArray[np.float32]]] = []
     for start, end in reversed(list(itertools.pairwise([*starts[1:], len(train)]))):
@@ -177,6 +191,46 @@ def training_features(
             found.append((ids, describe(past, train, ids)))
         left -= len(ids)
     return np.concatenate([ids for ids, _ in found]), np.concatenate([features for _, features in found])
+
+
+def _cross_fitted(candidate: Candidate, train: Rows, seen: Seen, years: FloatArray) -> FloatArray:
+    """Block by block; each regression is fitted to at most ``MOST_ROWS`` rows, a seeded sample of every other block."""
+    starts, labels = _blocks_of(train, seen, candidate.blocks), seen.labels
+    random, share = np.random.default_rng(_SEED), MOST_ROWS // (len(starts) - 1)
+
+    def described(block: Ids, ids: Ids) -> npt.NDArray[np.float32]:
+        past = seen.past(int(block[0]), years, prior=candidate.prior, factors=candidate.factors)
+        return describe(past, train, ids)
+
+    _, *blocks = (np.arange(start, end) for start, end in itertools.pairwise([*starts, len(train)]))
+    samples = [ids if len(ids) <= share else np.sort(random.choice(ids, share, replace=False)) for ids in blocks]
+    known = labels[np.concatenate(samples)]
+    features = np.concatenate([described(*pair) for pair in zip(blocks, samples, strict=True)])
+    of_block = np.repeat(np.arange(len(blocks)), [len(ids) for ids in samples])
+    scores = np.full(len(train), _rate(known))
+    for number, ids in enumerate(blocks):
+        others = of_block != number
+        scores[ids] = _rate(known[others])
+        if len(np.unique(known[others])) == 2:
+            model = _regression(candidate).fit(features[others], known[others])
+            scores[ids] = model.predict_proba(described(ids, ids))[:, 1]
+    return scores
+
+
+def _rate(labels: IntArray) -> float:
+    """The like rate, as if of one more like and one more dislike: never 0 or 1."""
+    return float((labels.sum() + 1) / (len(labels) + 2))
+
+
+def _blocks_of(train: Rows, seen: Seen, blocks: int) -> Ids:
+    starts = block_starts(seen.times, blocks)
+    if len(starts) < 2:
+        raise ValueError(f"all {len(train)} training rows have the same time; features need rows that came before")
+    return starts
+
+
+def _regression(candidate: Candidate) -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=candidate.C, max_iter=1000))
 
 
 def block_starts(times: IntArray, blocks: int) -> Ids:

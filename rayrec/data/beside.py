@@ -1,0 +1,40 @@
+"""What may lie beside the prepared rows, in their order: made once where a configuration asks for it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rayrec import storage
+from rayrec.cache import file_sha256
+from rayrec.config import Config
+from rayrec.stages import History, Name, Stream
+
+
+class Beside(Name):
+    """The name is also the folder below the prepared rows; its mark is written last and names the files."""
+
+    PROMPTS = "prompts"
+    RATED = "rated"  # histories of all rated items
+    FLOOR = "floor"  # the feature floor's logits
+
+    def mark(self, folder: str) -> str:
+        """Where the mark lies; it is there once all files are."""
+        return storage.join(folder, self.value, f"{self}.json")
+
+    def publish(self, folder: str, scratch: Path, **facts: Any) -> None:
+        """Put the files in ``scratch`` beside the rows in ``folder``, then the mark with their hashes and ``facts``."""
+        files = {path.name: file_sha256(path) for path in sorted(scratch.iterdir())}
+        for name in files:
+            storage.write_file(storage.join(folder, self.value, name), scratch / name)
+        storage.write_text(self.mark(folder), json.dumps({**facts, "files": files}, indent=2) + "\n")
+
+
+def read_beside(config: Config, *streams: Stream) -> frozenset[Beside]:
+    """What ``config`` reads besides the rows with these streams."""
+    offsets = {Stream.INTERACTIONS: config.encoder.offset, Stream.HYBRID_PROMPTS: config.mapper.offset}
+    asked = {
+        Beside.PROMPTS: any(stream.uses_backbone for stream in streams),
+        Beside.RATED: config.encoder.history is History.RATED and set(streams) != {Stream.TEXT_PROMPTS},
+        Beside.FLOOR: any(offsets.get(stream) for stream in streams),
+    }
+    return frozenset(beside for beside, is_read in asked.items() if is_read)
