@@ -90,11 +90,6 @@ class Config(Section):
                 f"encoder.offset: {loss} does not learn from scores, so the offset would stay alone; use"
                 f" stages.{name}.loss label_bce, or leave it out"
             )
-        stage, parts = self.stages[name], STAGES[name].trains
-        if self.mapper.offset and Part.MAPPER in parts - {*(stage.trains or parts), *stage.starts_from}:
-            raise ValueError(
-                f"mapper.offset: its weights are the mapper's, which stages.{name}.trains leaves out; name mapper there"
-            )
 
 
 def micro_batch_rows(config: Config, name: StageName, workers: int) -> int:

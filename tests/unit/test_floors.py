@@ -119,7 +119,7 @@ def test_logits_beside_the_rows_are_the_floors(rows: dict[str, pd.DataFrame], tm
     """Those of training rows are told in time, and stand in the order of the rows whatever that is."""
     order = shuffled(tmp_path / "data")
     tables = {split: pa.Table.from_pandas(frame, preserve_index=False) for split, frame in rows.items()}
-    model = FeatureFloor(["", *TITLES], floors._auc_and_uauc).fit(tables["train"], tables["valid"])
+    model = FeatureFloor(["", *TITLES], floors.auc_and_uauc).fit(tables["train"], tables["valid"])
     found = written(tmp_path)
     wanted = {split: model.predict(tables[split]) for split in ("valid", "test")}
     wanted["train"] = model.predict_training(tables["train"])[order]

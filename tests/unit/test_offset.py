@@ -259,7 +259,7 @@ def test_the_plan_counts_them(stage: StageName, own: int, tiny: Path) -> None:
         ),
         (
             {"mapper": ON, "stages": {"tune_hybrid": {"trains": ["encoder"]}}},
-            "mapper.offset: its weights are the mapper's, which stages.tune_hybrid.trains leaves out",
+            "tune_hybrid.trains: mapper would be drawn and never learn",
         ),
     ],
 )
