@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rayrec.experiment.results import Found, Row, Told, compare, masked, plain, resample, rows_of, summarise
+from rayrec.experiment.results import (
+    Found,
+    Row,
+    Told,
+    compare,
+    masked,
+    mean_and_interval,
+    plain,
+    resample,
+    rows_of,
+    summarise,
+)
 from rayrec.experiment.settings import Experiment
 from rayrec.metrics import METRICS, SLICES, Resampled, mean_of_folds, pooled_deviation
 
@@ -71,7 +82,21 @@ def _together(rows: Mapping[int | None, Row], found: Mapping[str, Sequence[Resam
         },
         counts={part: _sums([row.counts[part] for row in folds]) if whole else {} for part in SLICES},
         metrics={part: _metrics(folds, found[part], seeds) for part in SLICES},
+        cost=_mean_cost([row.cost for row in folds], seeds),
     )
+
+
+def _mean_cost(folds: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """Parameters, which grow with users and items, and seconds as means over folds."""
+    parameters = [one["parameters"] for one in folds]
+    spent = {str(seed): [one["seconds"].get(str(seed), {}) for one in folds] for seed in seeds}
+    return {
+        "parameters": None if None in parameters else sum(parameters) / len(parameters),
+        "seconds": {
+            seed: {stage: math.fsum(one[stage] for one in each) / len(each) for stage in each[0]} if all(each) else {}
+            for seed, each in spent.items()
+        },
+    }
 
 
 def _sums(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
@@ -86,7 +111,7 @@ def _metrics(rows: Sequence[Row], found: Sequence[Resampled | None], seeds: Sequ
     folds = [dict(zip(row.seeds, one.each, strict=True)) for row, one in zip(rows, found, strict=True) if one]
     return {
         name: {
-            "mean": plain(mean.values[name]),
+            **mean_and_interval(mean, name),
             "sd": plain(pooled_deviation([[values[name] for values in fold.values()] for fold in folds])),
             "seeds": {str(seed): plain(math.fsum(fold[seed][name] for fold in folds) / len(folds)) for seed in seeds},
         }

@@ -11,10 +11,22 @@ import pandas as pd
 
 from rayrec.config import Config
 from rayrec.experiment.settings import Experiment, is_trained
-from rayrec.metrics import METRICS, SLICES, Difference, Resampled, pooled_difference, resampled_mean
+from rayrec.experiment.traces import cost
+from rayrec.metrics import (
+    METRICS,
+    SLICES,
+    Difference,
+    Estimate,
+    Resampled,
+    pooled_difference,
+    relative_change,
+    resampled_mean,
+)
 from rayrec.report.tables import LOWER_IS_BETTER
+from rayrec.stages import SystemName
 
 COMPARED = ("auc", "uauc", "log_loss", "accuracy", "f1")
+_ABLATED = ("auc", "uauc")
 _LEVEL = 0.05  # of "significantly better than the second"
 
 Found = Mapping[str, Mapping[str, Resampled | None]]  # slice -> title -> its metrics, None without predictions
@@ -27,6 +39,8 @@ class Told:
     predictions: Mapping[int, pd.DataFrame]  # seed -> rows with PREDICTIONS_SCHEMA's columns, the same rows for all
     failures: Mapping[int, str]  # seed -> why it has none
     weights: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # of an ensemble: seed -> member -> weight
+    progress: Mapping[int, pd.DataFrame] = field(default_factory=dict)  # seed -> what ``read_progress`` returns
+    parameters: int | None = None  # what ``trained_parameters`` returns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +51,7 @@ class Row:
     failures: Mapping[int, str]
     counts: Mapping[str, Mapping[str, int]]  # of every slice
     metrics: Mapping[str, Mapping[str, Any]]
+    cost: Mapping[str, Any]  # what ``cost`` returns
     weights: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # of an ensemble, where there is one split
 
 
@@ -68,6 +83,7 @@ def rows_of(told: Mapping[str, Told], found: Found) -> dict[str, Row]:
             counts={part: _counts(masked(one.predictions, part)) for part in SLICES},
             metrics={part: _metrics(found[part][title], sorted(one.predictions)) for part in SLICES},
             weights=one.weights,
+            cost=cost(one.progress, one.parameters),
         )
         for title, one in told.items()
     }
@@ -93,6 +109,7 @@ def compare(experiment: Experiment, found: Found, rows: Mapping[str, Row], sampl
                 **_weights(row),
                 "seeds": list(row.seeds),
                 "failures": {str(seed): reason for seed, reason in sorted(row.failures.items())},
+                "cost": row.cost,
                 "relative_improvement": _relative(found["all"][title], reference["all"]),
                 "slices": {
                     part: {
@@ -105,6 +122,7 @@ def compare(experiment: Experiment, found: Found, rows: Mapping[str, Row], sampl
             }
             for title, row in rows.items()
         },
+        "ablation": _ablation(experiment, found["all"]),
         "best": {part: {metric: _best(found[part], metric) for metric in COMPARED} for part in SLICES},
     }
 
@@ -152,18 +170,24 @@ def _counts(predictions: Mapping[int, pd.DataFrame]) -> dict[str, int]:
 
 
 def _metrics(found: Resampled | None, seeds: Sequence[int]) -> dict[str, Any]:
-    """Metric -> mean, sample standard deviation over seeds, and each seed's value."""
+    """Metric -> mean, its 95% interval over users, sample standard deviation over seeds, and each seed's value."""
     result: dict[str, Any] = {}
     for name in METRICS if found is not None else ():
         assert found is not None
         values = [each[name] for each in found.each]
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
         result[name] = {
-            "mean": plain(found.values[name]),
+            **mean_and_interval(found, name),
             "sd": plain(spread),
             "seeds": {str(seed): plain(value) for seed, value in zip(seeds, values, strict=True)},
         }
     return result
+
+
+def mean_and_interval(found: Resampled, name: str) -> dict[str, float | None]:
+    """A metric's mean and the ends of its 95% interval over users."""
+    mean, low, high = found.estimate(name)
+    return {"mean": plain(mean), "low": plain(low), "high": plain(high)}
 
 
 def _minus(found: Resampled | None, reference: Resampled | None) -> dict[str, Any]:
@@ -171,6 +195,23 @@ def _minus(found: Resampled | None, reference: Resampled | None) -> dict[str, An
         return {}
     differences = pooled_difference(found, reference)
     return {name: _as_dict(differences[name]) for name in COMPARED}
+
+
+def _ablation(experiment: Experiment, resampled: Mapping[str, Resampled | None]) -> dict[str, Any]:
+    """Relative changes of AUC and UAUC against the untouched backbone as in the paper's figure 10, or the reference."""
+    config = experiment.config
+    untouched = (title for title, entry in config.systems.items() if entry.system is SystemName.ICL)
+    against = next((title for title in untouched if resampled[title]), config.reference)
+    base = resampled[against]
+    changes = {
+        title: relative_change(found, base)
+        for title, found in resampled.items()
+        if found and base and found is not base
+    }
+    return {
+        "against": against,
+        "changes": {title: {name: _as_dict(found[name]) for name in _ABLATED} for title, found in changes.items()},
+    }
 
 
 def _relative(found: Resampled | None, reference: Resampled | None) -> float | None:
@@ -198,8 +239,8 @@ def _best(resampled: Mapping[str, Resampled | None], metric: str) -> dict[str, A
     }
 
 
-def _as_dict(difference: Difference) -> dict[str, float | None]:
-    return {key: plain(value) for key, value in difference._asdict().items()}
+def _as_dict(found: Difference | Estimate) -> dict[str, float | None]:
+    return {key: plain(value) for key, value in found._asdict().items()}
 
 
 def plain(value: float) -> float | None:

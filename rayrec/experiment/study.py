@@ -20,13 +20,15 @@ from rayrec.data import columns as c
 from rayrec.data.rows import RowSource
 from rayrec.ensemble import score_ensemble
 from rayrec.errors import DivergedError, InputError
+from rayrec.experiment.evidence import gather, row_counts
 from rayrec.experiment.folds import summarise_folds
 from rayrec.experiment.pairs import Pair, all_pairs, experiment_folder, variants
 from rayrec.experiment.results import Told
 from rayrec.experiment.settings import Experiment
+from rayrec.experiment.traces import read_progress, trained_parameters
 from rayrec.pipeline import quieten, train_run
 from rayrec.preparation import prepare_beside, prepare_rows
-from rayrec.report import ExperimentReportData, write_experiment_report
+from rayrec.report import Evidence, ExperimentReportData, write_experiment_report
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, score_systems, test_sample
 from rayrec.stages import SYSTEMS, Stream
@@ -158,32 +160,44 @@ def _one_line(error: Exception) -> str:
 
 def _write(experiment: Experiment, pairs: Sequence[Pair], failures: _Failures, folder: str) -> dict[str, Any]:
     """Predictions under their titles, ``results.json`` and the report; the same pairs give the same bytes."""
+    told = _tell(experiment, pairs, failures, storage.join(folder, "predictions"))
+    firsts = {fold: next(pair.run for pair in pairs if pair.fold == fold) for fold in told}
+    results = summarise_folds(experiment, told, {fold: describe_sample(run) for fold, run in firsts.items()})
+    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    storage.write_text(storage.join(folder, RESULTS), text)
+    evidence = gather(told, {fold: row_counts(run) for fold, run in firsts.items()}, results["cutoff"])
+    with tempfile.TemporaryDirectory() as scratch:
+        write_experiment_report(_report(experiment, results, evidence), Path(scratch))
+        storage.upload(Path(scratch), storage.join(folder, "report"))
+    return results
+
+
+def _tell(
+    experiment: Experiment, pairs: Sequence[Pair], failures: _Failures, place: str
+) -> dict[int | None, dict[str, Told]]:
+    """What became of every title in every fold; its predictions are copied to a folder of its own below ``place``."""
     told: dict[int | None, dict[str, Told]] = {fold: {} for fold in experiment.each_fold}
     for title in experiment.config.systems:
         files: dict[str, bytes] = {}
         for fold, of_fold in told.items():
             own = [pair for pair in pairs if (pair.title, pair.fold) == (title, fold)]
-            contents = {pair.seed: storage.read_bytes(pair.predictions) for pair in own if pair.is_finished}
-            chosen = {pair.seed: storage.read_bytes(pair.weights) for pair in own if pair.is_finished and pair.members}
-            lost = {p.seed: failures.pairs.get(p.fingerprint, "not run") for p in own if not p.is_finished}
-            frames = {seed: pd.read_parquet(io.BytesIO(content)) for seed, content in contents.items()}
-            weights = {seed: json.loads(content) for seed, content in chosen.items()}
-            of_fold[title] = Told(predictions=frames, failures=lost, weights=weights)
+            done = [pair for pair in own if pair.is_finished]
+            contents = {pair.seed: storage.read_bytes(pair.predictions) for pair in done}
+            chosen = {pair.seed: storage.read_bytes(pair.weights) for pair in done if pair.members}
+            of_fold[title] = Told(
+                predictions={seed: pd.read_parquet(io.BytesIO(content)) for seed, content in contents.items()},
+                failures={p.seed: failures.pairs.get(p.fingerprint, "not run") for p in own if p not in done},
+                weights={seed: json.loads(content) for seed, content in chosen.items()},
+                progress={pair.seed: read_progress(pair) for pair in done},
+                parameters=trained_parameters(done[0]) if done else None,
+            )
             start = "" if fold is None else f"fold-{fold}-seed-"
             files |= {f"{start}{seed}.parquet": content for seed, content in contents.items()}
             files |= {f"{start}{seed}.json": content for seed, content in chosen.items()}
-        _replace(storage.join(folder, "predictions", experiment.slugs[title]), files)
-    place = storage.join(folder, "predictions")
+        _replace(storage.join(place, experiment.slugs[title]), files)
     for name in set(storage.names(place)) - set(experiment.slugs.values()):  # of a title that is no more
         storage.delete(storage.join(place, name))
-    firsts = {fold: next(pair.run for pair in pairs if pair.fold == fold) for fold in told}
-    results = summarise_folds(experiment, told, {fold: describe_sample(run) for fold, run in firsts.items()})
-    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    storage.write_text(storage.join(folder, RESULTS), text)
-    with tempfile.TemporaryDirectory() as scratch:
-        write_experiment_report(_report(experiment, results), Path(scratch))
-        storage.upload(Path(scratch), storage.join(folder, "report"))
-    return results
+    return told
 
 
 def _replace(folder: str, files: Mapping[str, bytes]) -> None:
@@ -194,11 +208,12 @@ def _replace(folder: str, files: Mapping[str, bytes]) -> None:
         storage.write_bytes(storage.join(folder, name), content)
 
 
-def _report(experiment: Experiment, results: Mapping[str, Any]) -> ExperimentReportData:
+def _report(experiment: Experiment, results: Mapping[str, Any], evidence: Evidence) -> ExperimentReportData:
     base = experiment.base.model_dump(mode="json", exclude_defaults=True)
     return ExperimentReportData(
         title=f"{experiment.config.name}: {experiment.base.data.dataset}",
         results=results,
+        evidence=evidence,
         config_yaml=yaml.safe_dump(
             {"base": experiment.of_all_folds(base)} | experiment.config.model_dump(mode="json", include=_UNBOUND),
             sort_keys=False,

@@ -1,5 +1,6 @@
 """How good scored rows are, and how sure that is: arrays in, numbers out. Knows neither torch nor Ray."""
 
+from rayrec.metrics.bins import quantile_bin, reliability
 from rayrec.metrics.folds import mean_of_folds, pooled_deviation
 from rayrec.metrics.pointwise import METRICS
 from rayrec.metrics.significance import (
@@ -11,6 +12,7 @@ from rayrec.metrics.significance import (
     evaluate_slices,
     paired_difference,
     pooled_difference,
+    relative_change,
     resampled_mean,
 )
 
@@ -26,5 +28,8 @@ __all__ = [
     "paired_difference",
     "pooled_deviation",
     "pooled_difference",
+    "quantile_bin",
+    "relative_change",
+    "reliability",
     "resampled_mean",
 ]

@@ -118,6 +118,10 @@ class Resampled:
     each: tuple[Mapping[str, float], ...]  # the values of each score
     draws: Mapping[str, FloatArray]  # metric -> shape (resamples,); empty for fewer than two users
 
+    def estimate(self, name: str) -> Estimate:
+        """A metric with its 95% interval over users."""
+        return Estimate(self.values[name], *_interval(self.draws[name]))
+
 
 def evaluate(
     user_id: npt.ArrayLike,
@@ -142,7 +146,7 @@ def evaluate(
         ValueError: lengths differ, a label is not 0 or 1, or a score is not in [0, 1].
     """
     found = resampled_mean(user_id, label, [score], cutoff=cutoff, resamples=resamples, seed=seed)
-    return {name: Estimate(found.values[name], *_interval(found.draws[name])) for name in METRICS}
+    return {name: found.estimate(name) for name in METRICS}
 
 
 def evaluate_slices(
@@ -254,13 +258,32 @@ def pooled_difference(system: Resampled, other: Resampled) -> dict[str, Differen
     """
     result = {}
     for name in METRICS:
-        first, second = system.draws[name], other.draws[name]
-        if len(first) != len(second):
-            raise ValueError(
-                f"{len(first)} and {len(second)} resamples: they must be of the same rows and equally many"
-            )
+        first, second = _equally_many(system, other, name)
         result[name] = _difference(system.values[name] - other.values[name], first - second)
     return result
+
+
+def relative_change(system: Resampled, other: Resampled) -> dict[str, Estimate]:
+    """Every metric of ``system`` over that of ``other``, minus 1; the interval is of the same resamples of users.
+
+    Both as in ``pooled_difference``. NaN where the other's metric is 0.
+
+    Raises:
+        ValueError: as ``pooled_difference``.
+    """
+    result = {}
+    for name in METRICS:
+        first, second = _equally_many(system, other, name)
+        value = _quotient(np.array([system.values[name]]), np.array([other.values[name]]))
+        result[name] = Estimate(float(value[0]) - 1, *_interval(_quotient(first, second) - 1))
+    return result
+
+
+def _equally_many(system: Resampled, other: Resampled, name: str) -> tuple[FloatArray, FloatArray]:
+    first, second = system.draws[name], other.draws[name]
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} resamples: they must be of the same rows and equally many")
+    return first, second
 
 
 def _checked(

@@ -1,10 +1,11 @@
-"""The report of an experiment: one HTML file, its tables as CSV, Markdown and LaTeX."""
+"""The report of an experiment: one HTML file, its figures as SVG, its tables as CSV, Markdown and LaTeX."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayrec.report.experiment_gallery import Evidence, draw_gallery
 from rayrec.report.experiment_tables import Results, experiment_tables
 from rayrec.report.page import write_page
 from rayrec.report.tables import pairs_table, records_table
@@ -17,15 +18,16 @@ class ExperimentReportData:
 
     title: str
     results: Results  # what ``results.json`` holds
+    evidence: Evidence
     config_yaml: str
     versions: Mapping[str, str]  # package -> version
     notes: Sequence[str]  # limits a reader must know
 
 
 def write_experiment_report(data: ExperimentReportData, folder: Path) -> Path:
-    """Writes ``folder/index.html`` and ``folder/tables/*.csv``, ``*.md`` and ``*.tex``; returns the page's path.
+    """Writes ``folder/index.html``, ``folder/figures/*.svg`` and ``folder/tables/*.csv``, ``*.md`` and ``*.tex``.
 
-    The same data gives the same bytes: no clock, no random ids.
+    Returns the page's path. The same data gives the same bytes: no clock, no random ids.
     """
     made = experiment_tables(data.results)
     described = [
@@ -33,11 +35,12 @@ def write_experiment_report(data: ExperimentReportData, folder: Path) -> Path:
         records_table("failures", _failures(data.results), "What gave no predictions, and why."),
         pairs_table("versions", data.versions, "Packages that produced these numbers."),
     ]
+    tables = {table.name: table for table in (*made, *described)}
     page = write_page(
         folder,
         "experiment.html.j2",
-        {},
-        {table.name: table for table in (*made, *described)},
+        {drawn.name: drawn for drawn in draw_gallery(data.results, data.evidence, tables["slices"].csv)},
+        tables,
         data=data,
         failed=bool(_failures(data.results)),
     )

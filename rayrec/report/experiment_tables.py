@@ -85,7 +85,7 @@ def _slice_table(results: Results) -> Table:
             named = Cell(title, series=index, number=False)
             rows.append((group, named, *_mean_cells(results, title, part, _BY_SLICE), *map(Cell, shown)))
             record = {"slice": part, "title": title, "system": system["system"], **counts}
-            records.append(record | _mean_record(system, part, _BY_SLICE))
+            records.append(record | _mean_record(system, part, _BY_SLICE, ("mean", "sd", "low", "high")))
     return Table(
         name="slices",
         caption="Warm: user and item are both well represented in training; cold: the rest; strict cold: neither occurs"
@@ -159,13 +159,11 @@ def _mean_cells(results: Results, title: str, part: str, names: Sequence[str]) -
     return cells
 
 
-def _mean_record(system: Mapping[str, Any], part: str, names: Sequence[str]) -> dict[str, float]:
+def _mean_record(
+    system: Mapping[str, Any], part: str, names: Sequence[str], keys: Sequence[str] = ("mean", "sd")
+) -> dict[str, float]:
     metrics = system["slices"][part]["metrics"]
-    return {
-        key: value
-        for name in names
-        for key, value in ((name, _of(metrics, name, "mean")), (f"{name}_sd", _of(metrics, name, "sd")))
-    }
+    return {name if key == "mean" else f"{name}_{key}": _of(metrics, name, key) for name in names for key in keys}
 
 
 def _of(metrics: Mapping[str, Any], name: str, key: str) -> float:

@@ -1,7 +1,7 @@
 """The figures of the report, through matplotlib's object API: no pyplot, no global state, the same bytes each time.
 
-Each figure is drawn once, in the light colours, and written twice: as PNG for a paper, and as SVG for the page, where
-the colours become CSS variables, so that the figure follows the page into dark mode.
+Each figure is drawn once, in the light colours, and written twice: as PNG or SVG for a paper, and as SVG for the page,
+where the colours become CSS variables, so that the figure follows the page into dark mode.
 """
 
 import io
@@ -22,7 +22,7 @@ from sklearn.metrics import roc_curve
 
 from rayrec.metrics import SLICES
 from rayrec.metrics.pointwise import ECE_BINS, ece_bin
-from rayrec.report.tables import DASH, METRIC_TITLES, SLICE_TITLES, SystemMetrics, count, estimate, number, plain
+from rayrec.report.tables import DASH, METRIC_TITLES, SLICE_TITLES, SystemMetrics, count, estimate
 
 # Okabe & Ito's colours, told apart with any colour vision, https://jfly.uni-koeln.de/color/; second: on a dark page.
 # The grey comes first because the first system is the floor.
@@ -85,27 +85,6 @@ def slices_figure(metrics: Mapping[str, SystemMetrics], titles: Mapping[str, str
     return figure
 
 
-def training_figure(progress: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Training loss, and validation AUC (line) and UAUC (dashes), over the steps of all stages laid end to end."""
-    with drawing(10, 4.6) as figure:
-        losses, valid = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        start, spans = 0.0, []
-        for stage, lines in progress.items():
-            rows = pd.DataFrame({key: np.array([number(line.get(key)) for line in lines]) for key in _PROGRESS})
-            rows = rows[np.isfinite(rows["step"])].sort_values("step", kind="stable")
-            if rows.empty:
-                continue
-            _stage_curves(losses, valid, rows, start)
-            spans.append((stage, start, start + float(rows["step"].max())))
-            start = spans[-1][2]
-        _mark_stages((losses, valid), spans)
-        losses.set_title("Training loss", pad=8 + 11 * _levels(spans)[1])
-        valid.set_title("Validation AUC (line) and UAUC (dashes)")
-        valid.set_xlabel("optimizer steps, all stages laid end to end")
-        valid.xaxis.set_major_formatter(lambda value, _: plain(value))
-    return figure
-
-
 def curves_figure(predictions: Mapping[str, pd.DataFrame], titles: Mapping[str, str]) -> Figure:
     """ROC curves, reliability (share of likes by score, in the bins of the ECE) and the spread of the scores."""
     with drawing(10, 3.9) as figure:
@@ -148,6 +127,12 @@ def write_png(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=160, facecolor=PAPER, metadata={"Software": None})
 
 
+def write_svg(figure: Figure, path: Path) -> None:
+    """Writes the figure on white."""
+    with mpl.rc_context(_STYLE):
+        figure.savefig(path, facecolor=PAPER, metadata={"Date": None})
+
+
 def inline_svg(figure: Figure, name: str, description: str) -> str:
     """The figure as an ``<svg>`` element: no prologue, no namespaces to fetch, ids made unique by ``name``."""
     buffer = io.StringIO()
@@ -165,9 +150,6 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
 def css_colours() -> tuple[dict[str, str], dict[str, str]]:
     """CSS variable -> colour of each system, on a light and on a dark page."""
     return tuple({f"--series-{i}": pair[mode] for i, pair in enumerate(SERIES)} for mode in (0, 1))  # type: ignore[return-value]
-
-
-_PROGRESS: Final = ("step", "loss", "valid_auc", "valid_uauc")
 
 
 def _css_variables() -> dict[str, str]:
@@ -193,45 +175,6 @@ def _bar(axes: Axes, x: float, width: float, value: Sequence[float], colour: str
 def _slice_label(metrics: Mapping[str, SystemMetrics], part: str) -> str:
     rows = max((count(metrics, system, part, "rows") for system in metrics), default=0)
     return f"{SLICE_TITLES[part]}\n{rows:,} rows"
-
-
-def _stage_curves(losses: Axes, valid: Axes, rows: pd.DataFrame, start: float) -> None:
-    trained = rows[np.isfinite(rows["loss"])]
-    if len(trained):
-        steps = trained["step"] + start
-        smooth = trained["loss"].ewm(span=max(5, len(trained) // 20)).mean()
-        losses.plot(steps, trained["loss"], color=MUTED, linewidth=0.6, alpha=0.45)
-        losses.plot(steps, smooth, color=INK)
-    for key, line in (("valid_auc", "-"), ("valid_uauc", "--")):
-        seen = rows[np.isfinite(rows[key])]
-        marker = "o" if len(seen) <= 40 else ""
-        valid.plot(seen["step"] + start, seen[key], line, color=INK, marker=marker, markersize=2.8, linewidth=1.2)
-
-
-def _mark_stages(panels: Sequence[Axes], spans: Sequence[tuple[str, float, float]]) -> None:
-    if not spans:
-        for axes in panels:
-            axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, color=MUTED, ha="center", va="center")
-        return
-    panels[0].set_xlim(0, spans[-1][2] * 1.005)
-    for (stage, start, _), level in zip(spans, _levels(spans)[0], strict=True):
-        for axes in panels:
-            axes.axvline(start, color=MUTED, linewidth=0.9)
-        panels[0].annotate(
-            stage, (start, 1), (3, 3 + 11 * level), ("data", "axes fraction"), "offset points", color=MUTED, fontsize=8
-        )
-
-
-def _levels(spans: Sequence[tuple[str, float, float]]) -> tuple[list[int], int]:
-    """The height of each stage's name, so that names of short stages do not run into each other; and how many."""
-    ends: list[float] = []
-    levels = []
-    for stage, start, _ in spans:
-        left = start / spans[-1][2]
-        level = next((place for place, end in enumerate(ends) if end <= left), len(ends))
-        ends[level:] = [left + 0.012 * len(stage)]  # a higher name also closes what it hangs over
-        levels.append(level)
-    return levels, max(levels, default=-1) + 1
 
 
 def _roc(axes: Axes, label: np.ndarray[Any, Any], score: np.ndarray[Any, Any], colour: str) -> None:

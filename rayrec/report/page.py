@@ -1,11 +1,11 @@
-"""The report: one HTML file that needs nothing but itself, its figures as PNG, its tables as CSV."""
+"""The report: one HTML file that needs nothing but itself, its figures as PNG or SVG, its tables as CSV."""
 
 import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from rayrec.report import figures, tables
 from rayrec.report.tables import SystemMetrics, Table
+from rayrec.report.training_curves import training_figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +36,24 @@ class ReportData:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """A figure of the page and its PNG twin, ``figures/{name}.png``."""
+    """A figure of the page and its twin beside it, ``figures/{name}.png``."""
 
     name: str
     figure: Figure
     caption: str
+    numbers: pd.DataFrame | None = None  # all that it shows, ``tables/{name}.csv``; None: another table holds it
+    kind: Literal["png", "svg"] = "png"  # of the twin
+
+    @property
+    def file(self) -> str:
+        return f"figures/{self.name}.{self.kind}"
+
+    def write(self, folder: Path) -> None:
+        """Writes the twin and the numbers below ``folder``."""
+        write_figure = figures.write_svg if self.kind == "svg" else figures.write_png
+        write_figure(self.figure, folder / self.file)
+        if self.numbers is not None:
+            _write_csv(self.numbers, folder, self.name)
 
     @property
     def svg(self) -> Markup:
@@ -70,9 +84,9 @@ def write_page(
     for name in ("figures", "tables"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for item in drawn.values():
-        figures.write_png(item.figure, folder / "figures" / f"{item.name}.png")
+        item.write(folder)
     for table in listed.values():
-        table.csv.to_csv(folder / "tables" / f"{table.name}.csv", index=False, lineterminator="\n")
+        _write_csv(table.csv, folder, table.name)
     light, dark = figures.css_colours()
     page = _template(template).render(
         figures=drawn, tables=listed, light=light, dark=dark, colours=len(figures.SERIES), **shown
@@ -80,6 +94,10 @@ def write_page(
     path = folder / "index.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _write_csv(frame: pd.DataFrame, folder: Path, name: str) -> None:
+    frame.to_csv(folder / "tables" / f"{name}.csv", index=False, lineterminator="\n")
 
 
 def _template(name: str) -> Any:
@@ -173,7 +191,7 @@ def _figures(data: ReportData) -> dict[str, Drawn]:
         ),
         Drawn(
             name="training",
-            figure=figures.training_figure(data.progress),
+            figure=training_figure(data.progress),
             caption="Training loss (thin: as logged, thick: smoothed) and validation AUC over all stages, end to end.",
         ),
         Drawn(
