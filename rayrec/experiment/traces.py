@@ -34,13 +34,20 @@ def read_progress(pair: Pair) -> pd.DataFrame:
 
 
 def trained_parameters(pair: Pair) -> int | None:
-    """Parameters that one of the pair's stages trained, each counted once; None where a part is gone."""
-    last = {part: stage for stage, job in pair.jobs.items() for part in job.trains}
-    files = [storage.join(pair.run.part_folder(stage, part), WEIGHTS) for part, stage in last.items()]
-    if not all(storage.exists(file) for file in files):
-        return None
-    tensors = (tensor for file in files for tensor in safetensors.torch.load(storage.read_bytes(file)).values())
-    return sum(tensor.numel() for tensor in tensors)
+    """Parameters that one of the pair's stages trained, each counted once; None where a part is gone.
+
+    Parts are looked for where ``read_progress`` looks for logs.
+    """
+    last = {part: job for job in pair.jobs.values() for part in job.trains}
+    total = 0
+    for part, job in last.items():
+        folders = pair.run.part_folder(job.stage, part), job.part_folder(part)
+        files = [storage.join(folder, WEIGHTS) for folder in folders]
+        file = next((file for file in files if storage.exists(file)), None)
+        if file is None:
+            return None
+        total += sum(tensor.numel() for tensor in safetensors.torch.load(storage.read_bytes(file)).values())
+    return total
 
 
 def cost(progress: Mapping[int, pd.DataFrame], parameters: int | None) -> dict[str, Any]:

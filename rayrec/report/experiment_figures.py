@@ -94,7 +94,7 @@ def cost_figure(costs: pd.DataFrame, order: Sequence[str]) -> Figure:
     return figure
 
 
-def shortened(title: str, width: int = 30, lines: int = 1) -> str:
+def shortened(title: str, width: int, lines: int = 1) -> str:
     """A title in lines of this width; what does not fit is cut."""
     return "\n".join(textwrap.wrap(title, width, max_lines=lines, placeholder="…"))
 
@@ -155,7 +155,6 @@ def _finite(value: float) -> float | None:
 
 def _key_columns(labels: Sequence[str]) -> int:
     """As many columns of a legend as have room beside each other."""
-
     lengths = np.array([len(label) for label in labels], dtype=np.int64)
 
     def width(columns: int) -> int:
@@ -190,7 +189,7 @@ def _cost_axis(axes: Axes, values: np.ndarray[Any, np.dtype[np.float64]]) -> flo
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """Powers of ten from ``low`` to ``high``; where these are few, twice and five times as much, too."""
+    """Powers of ten from ``low`` to ``high``; where these are few, three times or twice and five times as much, too."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5)):
         found = [factor * 10.0**power for power in powers for factor in factors]

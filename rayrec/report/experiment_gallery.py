@@ -1,7 +1,7 @@
 """The figures of an experiment with their captions: what is shown, what is left out, what is approximate."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,9 +15,7 @@ from rayrec.report.experiment_tables import Results
 from rayrec.report.page import Drawn
 from rayrec.report.tables import number
 
-_SPREAD: Final = (
-    "Mean over training seeds; ± and bars are their sample standard deviation, and say nothing of few rows."
-)
+_SPREAD: Final = "Means over training seeds; ± and bars: sample standard deviation over the seeds, not over users."
 _INTERVAL: Final = "Bars: 95% intervals of a bootstrap over test users, for these training seeds alone."
 
 
@@ -83,16 +81,17 @@ def _ablation(results: Results) -> Drawn:
     changes = pd.DataFrame(records, columns=columns)
     caption = (
         f"AUC and UAUC of each system over those of “{against}”, minus one; of means over training seeds. {_INTERVAL} "
-        f"The share is of the whole value, chance included. {_rows(results)}"
+        f"A change is of the whole value: chance, 0.5, is not taken off before. {_rows(results)}"
     )
     return _svg("ablation", compared.ablation_figure(changes), caption, changes)
 
 
 def _strata(results: Results, name: str, bins: pd.DataFrame, what: str) -> Drawn:
-    counts = "" if bins.empty else f"Rows in the bins: {_listed(f'{rows:,}' for rows in _of_first(bins)['rows'])}. "
+    rows = [] if bins.empty else bins.loc[bins["title"] == bins["title"].iloc[0], "rows"]
     caption = (
         f"AUC by {what}, in quantile bins of the test rows, the same for all systems; equal numbers share a bin. "
-        f"{counts}Grey: the other systems. A bin of one class has no AUC. {_SPREAD} {_rows(results)}"
+        f"Rows in the bins: {', '.join(f'{count:,}' for count in rows) or 'none'}. Grey: the other systems. A bin of "
+        f"one class has no AUC. {_SPREAD} {_rows(results)}"
     )
     return _svg(name, panels.strata_figure(bins, what), caption, bins)
 
@@ -151,19 +150,9 @@ def _left_out(results: Results) -> str:
     told = _without("predictions", [title for title, system in systems.items() if not system["seeds"]])
     for title, system in systems.items():
         if system["seeds"] and system["failures"]:
-            told += f"“{title}” is without seed {_listed(system['failures'])}. "
+            told += f"“{title}” is without seed {', '.join(system['failures'])}. "
     return told
 
 
 def _without(what: str, titles: list[str]) -> str:
-    return f"Left out, for want of {what}: {_listed(f'“{title}”' for title in titles)}. " if titles else ""
-
-
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(words)
-
-
-def _of_first(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the first title."""
-    first: pd.DataFrame = frame[frame["title"] == frame["title"].iloc[0]]
-    return first
+    return f"Left out, for want of {what}: {', '.join(f'“{title}”' for title in titles)}. " if titles else ""

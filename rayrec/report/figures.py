@@ -127,18 +127,16 @@ def write_png(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=160, facecolor=PAPER, metadata={"Software": None})
 
 
-def write_svg(figure: Figure, path: Path) -> None:
-    """Writes the figure on white."""
-    with mpl.rc_context(_STYLE):
-        figure.savefig(path, facecolor=PAPER, metadata={"Date": None})
-
-
-def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an ``<svg>`` element: no prologue, no namespaces to fetch, ids made unique by ``name``."""
+def svg_text(figure: Figure, *, transparent: bool) -> str:
+    """The figure as the content of an SVG file, on white unless ``transparent``."""
     buffer = io.StringIO()
     with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
+        figure.savefig(buffer, format="svg", facecolor=PAPER, transparent=transparent, metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def inline_svg(text: str, name: str, description: str) -> str:
+    """An SVG file as an ``<svg>`` element: no prologue, no namespaces to fetch, ids made unique by ``name``."""
     view = re.search(r'viewBox="[^"]*"', text)
     body = re.sub(r"^.*?<svg[^>]*>|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     body = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", body)

@@ -4,6 +4,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,15 +51,21 @@ class Drawn:
 
     def write(self, folder: Path) -> None:
         """Writes the twin and the numbers below ``folder``."""
-        write_figure = figures.write_svg if self.kind == "svg" else figures.write_png
-        write_figure(self.figure, folder / self.file)
+        if self.kind == "png":
+            figures.write_png(self.figure, folder / self.file)
+        else:
+            (folder / self.file).write_text(self._svg, encoding="utf-8")
         if self.numbers is not None:
             _write_csv(self.numbers, folder, self.name)
 
     @property
     def svg(self) -> Markup:
         description = html.escape(self.caption, quote=True)
-        return Markup(figures.inline_svg(self.figure, self.name, description))  # our own drawing; its texts are escaped
+        return Markup(figures.inline_svg(self._svg, self.name, description))  # our own drawing; its texts are escaped
+
+    @cached_property
+    def _svg(self) -> str:
+        return figures.svg_text(self.figure, transparent=self.kind == "png")  # the page's colour is not a file's
 
 
 def write_report(data: ReportData, folder: Path) -> Path:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pretend
 import pytest
 import yaml
+from pretend import FIGURES, finish, write_rows
 from sklearn import metrics as reference
 
 from rayrec import storage
@@ -18,6 +20,7 @@ from rayrec.data.beside import Beside
 from rayrec.data.columns import PREDICTIONS_SCHEMA
 from rayrec.errors import DivergedError, InputError
 from rayrec.experiment import study
+from rayrec.experiment.evidence import gather
 from rayrec.experiment.pairs import Pair, all_pairs, variants
 from rayrec.experiment.results import COMPARED, Told, summarise
 from rayrec.experiment.settings import Experiment, load_experiment
@@ -413,7 +416,10 @@ def test_only_a_clear_lead_is_the_best(tmp_path: Path) -> None:
 
 
 def report(of: Experiment, results: Mapping[str, Any]) -> ExperimentReportData:
-    return ExperimentReportData(title="e", results=results, config_yaml="", versions={"rayrec": "1"}, notes=["One."])
+    evidence = gather({}, pd.DataFrame(), results["cutoff"])
+    return ExperimentReportData(
+        title="e", results=results, evidence=evidence, config_yaml="", versions={"rayrec": "1"}, notes=["One."]
+    )
 
 
 def test_bold_is_for_the_clear_lead(tmp_path: Path) -> None:
@@ -459,16 +465,18 @@ def test_an_ensembles_weights_are_told(tmp_path: Path) -> None:
 
 def test_the_same_pairs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what belongs to a title that is no more goes."""
-    of = experiment(tmp_path, with_system("Pool", {"system": "ensemble"}))
+    monkeypatch.setenv("RAYREC_CACHE", str(tmp_path / "cache"))
+    values = {"storage": str(tmp_path / "runs"), "evaluation.users": None}
+    of = experiment(tmp_path, {"set": values, **with_system("Pool", {"system": "ensemble"})})
     pairs = list(addressed(of).values())
     predictions = invented(of, STRENGTH | {"Pool": 1.0})
+    rows = predictions["Floor"][0].drop(columns="score").assign(seen=np.arange(900) % 7)
+    for variant in variants(of):
+        write_rows(variant.data.folder, rows, [1, 1, 2, 5])
     for pair in pairs:
+        finish(pair, predictions[pair.title][pair.seed])
         if pair.members:
             storage.write_text(pair.weights, json.dumps({"sasrec": pair.seed / 2, "sasrecllm": 1 - pair.seed / 2}))
-        sink = io.BytesIO()
-        predictions[pair.title][pair.seed].to_parquet(sink, index=False)
-        storage.write_bytes(pair.predictions, sink.getvalue())
-    monkeypatch.setattr(study, "describe_sample", lambda run: "every row")
     folder = tmp_path / "runs" / "e"
 
     def written() -> dict[str, bytes]:
@@ -480,11 +488,25 @@ def test_the_same_pairs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
     wanted = {
         f"report/tables/{name}.{kind}" for name in ("results", "differences", "slices") for kind in ("csv", "md", "tex")
     }
+    wanted |= {f"report/figures/{name}.svg" for name in FIGURES}
+    wanted |= {f"report/tables/{name}.csv" for name in FIGURES - {"cold_warm"}}
     wanted |= {"predictions/floor/0.parquet", "predictions/mapper-only/1.parquet", "results.json", "report/index.html"}
     wanted |= {f"predictions/pool/{seed}.{kind}" for seed in (0, 1) for kind in ("parquet", "json")}
     assert wanted <= set(first)
+    assert not any(b"<dc:date>" in content for content in first.values())
     assert json.loads(first["predictions/pool/1.json"]) == {"sasrec": 0.5, "sasrecllm": 0.5}
-    assert json.loads(first["results.json"])["systems"]["Pool"]["weights"]["0"] == {"sasrec": 0.0, "sasrecllm": 1.0}
+    systems = json.loads(first["results.json"])["systems"]
+    assert systems["Pool"]["weights"]["0"] == {"sasrec": 0.0, "sasrecllm": 1.0}
+    one = pretend.STEPS * pretend.SECONDS
+    assert systems["Floor"]["cost"] == {"parameters": 0, "seconds": {"0": {}}}
+    assert systems["MF"]["cost"]["seconds"] == {"0": {"pretrain_encoder": one}, "1": {"pretrain_encoder": one}}
+    for title in ("Mapper only", "Pool"):  # an ensemble's members are trained once each
+        stages = ["pretrain_encoder", "tune_lora", "tune_hybrid"]
+        assert systems[title]["cost"]["seconds"]["1"] == dict.fromkeys(stages, one)
+        assert systems[title]["cost"]["parameters"] == 3 * pretend.PARAMETERS  # encoder, LoRA, mapper
+    by_popularity = pd.read_csv(io.BytesIO(first["report/tables/auc_by_popularity.csv"]))
+    assert by_popularity["low"].min() == 0 and by_popularity["high"].max() == 2  # item 1 has two training rows
+
     storage.write_text(f"{folder}/predictions/old-title/0.parquet", "")
     storage.write_text(f"{folder}/predictions/mf/9.parquet", "")
     assert written() == first

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 from sklearn import metrics as reference
+from sklearn.calibration import calibration_curve
 
 from rayrec.data.columns import PREDICTIONS_SCHEMA
 from rayrec.metrics import (
@@ -20,6 +21,9 @@ from rayrec.metrics import (
     evaluate_slices,
     paired_difference,
     pooled_difference,
+    quantile_bin,
+    relative_change,
+    reliability,
     resampled_mean,
 )
 from rayrec.metrics.pointwise import auc, ece_bin, from_sums, log_loss, uauc, user_auc, user_sums
@@ -305,3 +309,56 @@ def test_one_seed_pools_to_the_paired_difference() -> None:
     assert [each["auc"] for each in twice.each] == [auc(label, good), auc(label, bad)]
     with pytest.raises(ValueError, match="60 and 0 resamples"):
         pooled_difference(twice, resampled_mean([1] * 600, label, [good], resamples=60))
+
+
+def test_a_relative_change_equals_that_of_a_slow_loop() -> None:
+    user, label, score = rows(300, 12, seed=3, decimals=2)
+    generator = np.random.default_rng(6)
+    systems = [np.clip(score + generator.normal(0, 0.1, 300), 0, 1) for _ in range(2)]
+    other = generator.random(300)
+    names = np.unique(user)
+
+    def change(taken: npt.NDArray[Any]) -> float:
+        each = [reference.roc_auc_score(label[taken], one[taken]) for one in systems]
+        return float(np.mean(each) / reference.roc_auc_score(label[taken], other[taken]) - 1)
+
+    draws = np.random.default_rng(4).integers(len(names), size=(40, len(names)))
+    slow = [change(np.concatenate([np.flatnonzero(user == names[number]) for number in drawn])) for drawn in draws]
+    first, second = (resampled_mean(user, label, scores, resamples=40, seed=4) for scores in (systems, [other]))
+    found = relative_change(first, second)["auc"]
+    assert found.value == pytest.approx(change(np.arange(300)), abs=1e-12)
+    assert found[1:] == pytest.approx(tuple(np.percentile(slow, [2.5, 97.5])), abs=1e-12)
+    nothing = relative_change(first, resampled_mean(user, label, [np.zeros(300)], resamples=40, seed=4))["f1"]
+    assert all(math.isnan(value) for value in nothing)  # of an F1 of 0
+
+
+def test_reliability_is_that_of_scikit_learn() -> None:
+    _, label, score = rows(1200, 9, seed=1)
+    counted, means, shares = reliability(label, score, bins=8)
+    expected = calibration_curve(label, score, n_bins=8, strategy="quantile")
+    assert counted.tolist() == [150] * 8
+    assert shares == pytest.approx(expected[0], abs=1e-12) and means == pytest.approx(expected[1], abs=1e-12)
+
+
+def test_reliability_of_ties_and_of_few_rows() -> None:
+    counted, means, shares = reliability([1, 0, 1, 0, 1], [0.2] * 5, bins=2)
+    assert counted.tolist() == [3, 2] and means == pytest.approx([0.2, 0.2]) and shares == pytest.approx([2 / 3, 1 / 2])
+    assert reliability([1, 0], [0.9, 0.1], bins=10)[2].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "bins", "expected"),
+    [
+        ([4, 1, 3, 2], 2, [1, 0, 1, 0]),
+        ([0, 0, 0, 0, 0, 0, 1, 2, 3, 9], 5, [0, 0, 0, 0, 0, 0, 1, 1, 2, 2]),  # cuts at 0, 0, .4 and 2.2
+        ([7, 7, 7], 5, [0, 0, 0]),
+        ([5], 3, [0]),
+    ],
+)
+def test_quantile_bins_by_hand(values: list[int], bins: int, expected: list[int]) -> None:
+    assert quantile_bin(values, bins).tolist() == expected
+
+
+def test_quantile_bins_without_ties_are_those_of_pandas() -> None:
+    values = np.random.default_rng(2).permutation(997)
+    assert quantile_bin(values, 7).tolist() == pd.qcut(values, 7, labels=False).tolist()
