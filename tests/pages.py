@@ -5,6 +5,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 LOADING = {"base", "embed", "iframe", "image", "img", "link", "object", "script"}
+EXPERIMENT_FIGURES = {
+    "ablation",
+    "auc_by_history",
+    "auc_by_popularity",
+    "calibration",
+    "cold_warm",
+    "confusion",
+    "cost",
+    "training",
+}
 ADDRESSES = {"action", "data", "href", "poster", "src", "srcset", "xlink:href"}
 
 

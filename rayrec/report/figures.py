@@ -129,9 +129,9 @@ def write_png(figure: Figure, path: Path) -> None:
 
 def svg_text(figure: Figure, *, transparent: bool) -> str:
     """The figure as the content of an SVG file, on white unless ``transparent``."""
-    buffer = io.StringIO()
+    buffer, ground = io.StringIO(), {"transparent": True} if transparent else {"facecolor": PAPER}
     with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", facecolor=PAPER, transparent=transparent, metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, **ground)
     return buffer.getvalue()
 
 

@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from pages import assert_needs_no_network
+from pages import EXPERIMENT_FIGURES, assert_needs_no_network
 from sklearn.metrics import roc_auc_score
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
@@ -138,11 +138,19 @@ def test_a_failing_system_is_mended_and_nothing_is_trained_twice(job_env: dict[s
         assert frames[0].user_id.nunique() == 12 and not frames[0].score.equals(frames[1].score)
         found = results["systems"][title]["slices"]["all"]["metrics"]["auc"]["mean"]
         assert found == pytest.approx(sum(roc_auc_score(frame.label, frame.score) for frame in frames) / 2, abs=1e-12)
+        cost = results["systems"][title]["cost"]
+        assert cost["parameters"] > 0 and all(sum(each.values()) > 0 for each in cost["seconds"].values())
     assert_pooled(folder, results)
     assert_joint(folder)
-    assert r"SASRec \& co." in (folder / "report" / "tables" / "results.tex").read_text()
-    assert "SASRec &amp; co." in (folder / "report" / "index.html").read_text()
-    assert_needs_no_network((folder / "report" / "index.html").read_text())
+    report = folder / "report"
+    assert r"SASRec \& co." in (report / "tables" / "results.tex").read_text()
+    assert "SASRec &amp; co." in (report / "index.html").read_text()
+    assert_needs_no_network((report / "index.html").read_text())
+    assert {path.name for path in (report / "figures").iterdir()} == {f"{name}.svg" for name in EXPERIMENT_FIGURES}
+    for name in EXPERIMENT_FIGURES - {"cold_warm"}:  # whose numbers are those of the table of slices
+        assert "Mapper only" in set(pd.read_csv(report / "tables" / f"{name}.csv")["title"]), name
+    curve = pd.read_csv(report / "tables" / "training.csv")
+    assert curve["valid_auc"].notna().any() and set(curve["seed"]) == {0, 1}
 
     plan = processes.run([*command, "--plan"], job_env, tmp_path / "plan").checked().out.splitlines()
     assert len(plan) <= 24 and max(map(len, plan)) <= 100 + len(str(folder))

@@ -15,16 +15,6 @@ from rayrec.data import columns as c
 from rayrec.experiment.pairs import Pair
 from rayrec.training.parts import WEIGHTS
 
-FIGURES = {  # of an experiment's report
-    "ablation",
-    "auc_by_history",
-    "auc_by_popularity",
-    "calibration",
-    "cold_warm",
-    "confusion",
-    "cost",
-    "training",
-}
 STEPS = 12  # of every stage
 SECONDS = 0.25  # of every step
 PARAMETERS = 3 * 4 + 5  # of every part

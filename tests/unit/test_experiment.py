@@ -11,7 +11,7 @@ import pandas as pd
 import pretend
 import pytest
 import yaml
-from pretend import FIGURES, finish, write_rows
+from pages import EXPERIMENT_FIGURES
 from sklearn import metrics as reference
 
 from rayrec import storage
@@ -472,9 +472,9 @@ def test_the_same_pairs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
     predictions = invented(of, STRENGTH | {"Pool": 1.0})
     rows = predictions["Floor"][0].drop(columns="score").assign(seen=np.arange(900) % 7)
     for variant in variants(of):
-        write_rows(variant.data.folder, rows, [1, 1, 2, 5])
+        pretend.write_rows(variant.data.folder, rows, [1, 1, 2, 5])
     for pair in pairs:
-        finish(pair, predictions[pair.title][pair.seed])
+        pretend.finish(pair, predictions[pair.title][pair.seed])
         if pair.members:
             storage.write_text(pair.weights, json.dumps({"sasrec": pair.seed / 2, "sasrecllm": 1 - pair.seed / 2}))
     folder = tmp_path / "runs" / "e"
@@ -488,8 +488,8 @@ def test_the_same_pairs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
     wanted = {
         f"report/tables/{name}.{kind}" for name in ("results", "differences", "slices") for kind in ("csv", "md", "tex")
     }
-    wanted |= {f"report/figures/{name}.svg" for name in FIGURES}
-    wanted |= {f"report/tables/{name}.csv" for name in FIGURES - {"cold_warm"}}
+    wanted |= {f"report/figures/{name}.svg" for name in EXPERIMENT_FIGURES}
+    wanted |= {f"report/tables/{name}.csv" for name in EXPERIMENT_FIGURES - {"cold_warm"}}
     wanted |= {"predictions/floor/0.parquet", "predictions/mapper-only/1.parquet", "results.json", "report/index.html"}
     wanted |= {f"predictions/pool/{seed}.{kind}" for seed in (0, 1) for kind in ("parquet", "json")}
     assert wanted <= set(first)
