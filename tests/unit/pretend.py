@@ -12,12 +12,16 @@ import torch
 
 from rayrec import storage
 from rayrec.data import columns as c
+from rayrec.experiment.evidence import gather
 from rayrec.experiment.pairs import Pair
 from rayrec.training.parts import WEIGHTS
 
 STEPS = 12  # of every stage
 SECONDS = 0.25  # of every step
 PARAMETERS = 3 * 4 + 5  # of every part
+
+
+NO_EVIDENCE = gather({None: {}}, {}, 0.5)  # for figures that show nothing
 
 
 def write_rows(folder: str, test: pd.DataFrame, trained: list[int]) -> None:

@@ -16,6 +16,7 @@ from sklearn import metrics as reference
 
 from rayrec.data.columns import PREDICTIONS_SCHEMA
 from rayrec.experiment.evidence import POPULARITY, gather
+from rayrec.experiment.folds import summarise_folds
 from rayrec.experiment.results import Told, summarise
 from rayrec.experiment.settings import Experiment, load_experiment
 from rayrec.metrics import evaluate_slices
@@ -48,16 +49,16 @@ STAGES = {  # that a system needs
 ROWS = 1500
 
 
-def experiment(folder: Path, systems: Mapping[str, Any] = SYSTEMS) -> Experiment:
+def experiment(folder: Path, systems: Mapping[str, Any] = SYSTEMS, *options: str) -> Experiment:
     path = folder / "e.yaml"
     tree = {"name": "e", "base": str(ROOT / "configs" / "smoke.yaml"), "seeds": [0, 1], "reference": "SASRec"}
     path.write_text(yaml.safe_dump(tree | {"systems": dict(systems)}, sort_keys=False))
-    return load_experiment(path)
+    return load_experiment(path, options)
 
 
-def invented(of: Experiment, rows: int = ROWS) -> tuple[dict[str, Told], pd.DataFrame]:
+def invented(of: Experiment, rows: int = ROWS, draw: int = 5) -> tuple[dict[str, Told], pd.DataFrame]:
     """What became of every title, the later the better; and the counts of the rows."""
-    generator = np.random.default_rng(5)
+    generator = np.random.default_rng(draw)
     user = np.sort(generator.integers(0, 90, rows))
     taste = generator.normal(0, 1, rows)
     columns = {"user_id": user, "item_id": generator.integers(1, 300, rows), "label": (taste > 0).astype(np.int8)}
@@ -97,9 +98,14 @@ def invented_progress(generator: np.random.Generator, stages: tuple[str, ...]) -
     return pd.concat(found, ignore_index=True) if found else empty
 
 
-def write(of: Experiment, told: Mapping[str, Told], counts: pd.DataFrame, folder: Path) -> str:
-    """The page."""
-    results = summarise(of, told, "some of the rows")
+def write(
+    of: Experiment,
+    told: Mapping[int | None, Mapping[str, Told]],
+    counts: Mapping[int | None, pd.DataFrame],
+    folder: Path,
+) -> str:
+    """The page; what is given lies by fold."""
+    results = summarise_folds(of, told, dict.fromkeys(told, "some of the rows"))
     evidence = gather(told, counts, results["cutoff"])
     shown: dict[str, Any] = {"config_yaml": "", "versions": {"rayrec": "1"}, "notes": ["One."]}
     data = ExperimentReportData(title="e", results=results, evidence=evidence, **shown)
@@ -131,7 +137,7 @@ def counts(of: Experiment) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def evidence(told: dict[str, Told], counts: pd.DataFrame) -> Evidence:
-    return gather(told, counts, 0.4)
+    return gather({None: told}, {None: counts}, 0.4)
 
 
 def each_seed(told: Mapping[str, Told], title: str) -> list[pd.DataFrame]:
@@ -232,7 +238,7 @@ def test_ablation_is_against_the_untouched_backbone_or_else_the_reference(
 def test_every_figure_is_there_with_its_numbers_and_a_caption(
     of: Experiment, told: dict[str, Told], counts: pd.DataFrame, tmp_path: Path
 ) -> None:
-    page = write(of, told, counts, tmp_path)
+    page = write(of, {None: told}, {None: counts}, tmp_path)
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {f"{name}.svg" for name in EXPERIMENT_FIGURES}
     said = captions(page)
     assert set(said) == EXPERIMENT_FIGURES and page.count("<svg") == len(EXPERIMENT_FIGURES)
@@ -268,7 +274,7 @@ def test_what_is_missing_is_left_out_and_told(tmp_path: Path) -> None:
     told["ICL"] = Told(predictions={}, failures={0: "gone"})
     logless = {seed: rows.iloc[:0] for seed, rows in told["TALLRec"].progress.items()}
     told["TALLRec"] = replace(told["TALLRec"], progress=logless, parameters=None)
-    page = write(of, told, counts.assign(seen=0), tmp_path)  # all rows in one bin
+    page = write(of, {None: told}, {None: counts.assign(seen=0)}, tmp_path)  # all rows in one bin
     for name, caption in captions(page).items():
         assert "for want of predictions: “ICL”" in caption and "“SASRec” is without seed 0." in caption, name
         assert ("for want of logs: “TALLRec”" in caption) == (name in {"training", "cost"})
@@ -283,7 +289,43 @@ def test_an_experiment_of_which_nothing_ran_has_its_figures(tmp_path: Path) -> N
     of = experiment(tmp_path, {title: SYSTEMS[title] for title in ("SASRec", "ICL")})
     told, counts = invented(of, 50)
     gone = {title: Told(predictions={}, failures={0: "gone"}) for title in told}
-    page = write(of, gone, counts, tmp_path)
+    page = write(of, {None: gone}, {None: counts}, tmp_path)
     assert set(captions(page)) == EXPERIMENT_FIGURES
     for text in ("nothing scored", "nothing trained", "nothing to compare"):
         assert text in page
+
+
+# ------------------------------------------------------------------------------------------------------ over folds
+
+
+def test_folds_are_counted_together_and_their_aucs_averaged(tmp_path: Path) -> None:
+    systems = {title: SYSTEMS[title] for title in ("MC", "SASRec", "TALLRec")}
+    of = experiment(tmp_path, systems, "set.data.split={folds: 2}")
+    folds = {fold: invented(of, rows, draw) for fold, rows, draw in ((1, 300, 1), (2, 420, 2))}
+    told: dict[int | None, dict[str, Told]] = {fold: dict(one) for fold, (one, _) in folds.items()}
+    told[1]["TALLRec"] = replace(told[1]["TALLRec"], predictions={}, progress={}, failures={0: "gone", 1: "gone"})
+    first = told[2]["SASRec"].predictions
+    told[2]["SASRec"] = replace(told[2]["SASRec"], predictions={1: first[1]}, failures={0: "gone"})
+    counts: dict[int | None, pd.DataFrame] = {fold: own for fold, (_, own) in folds.items()}
+    evidence = gather(told, counts, 0.5)
+
+    assert set(evidence.confusion["title"]) == {"MC", "SASRec"}  # TALLRec has nothing in the first fold
+    assert evidence.confusion.groupby("title")["count"].sum().tolist() == [720, 720]
+    assert evidence.calibration.groupby("title")["rows"].sum().tolist() == [720, 720]
+    assert set(zip(evidence.training["fold"], evidence.training["seed"], strict=True)) == {(1, 1), (2, 1)}
+    for title, seed in (("MC", 0), ("SASRec", 1)):
+        for one in evidence.by_history[evidence.by_history["title"] == title].to_dict("records"):
+            aucs, rows = [], 0
+            for fold, own in counts.items():
+                inside = own["seen"].between(one["low"], one["high"]).to_numpy()
+                frame = told[fold][title].predictions[seed][inside]
+                aucs.append(reference.roc_auc_score(frame["label"], frame["score"]))
+                rows += len(frame)
+            assert one["auc"] == pytest.approx(np.mean(aucs), abs=1e-12) and one["rows"] == rows and one["seeds"] == 1
+
+    page = write(of, told, counts, tmp_path)
+    for name, caption in captions(page).items():
+        assert "for want of predictions: “TALLRec”" in caption and "fold" in caption, name
+    costs = pd.read_csv(tmp_path / "tables" / "cost.csv").set_index("title")
+    spent = [of_fold["SASRec"].progress[1]["seconds"].sum() for of_fold in told.values()]
+    assert costs.loc["SASRec", "seconds"] == pytest.approx(np.mean(spent)) and "TALLRec" not in costs.index

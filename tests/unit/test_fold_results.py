@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pretend
 import pytest
 import yaml
 from pages import assert_ids_are_unique, assert_needs_no_network
@@ -409,7 +410,8 @@ def test_all_folds_have_equal_weight_and_one_draw_of_users(tmp_path: Path) -> No
 
 
 def report(results: Mapping[str, Any]) -> ExperimentReportData:
-    return ExperimentReportData(title="e", results=results, config_yaml="", versions={"rayrec": "1"}, notes=["One."])
+    shown: dict[str, Any] = {"config_yaml": "", "versions": {"rayrec": "1"}, "notes": ["One."]}
+    return ExperimentReportData(title="e", results=results, evidence=pretend.NO_EVIDENCE, **shown)
 
 
 def test_what_failed_in_a_fold_is_told_and_has_no_mean(tmp_path: Path) -> None:
@@ -467,12 +469,14 @@ def test_without_folds_nothing_is_told_of_them(tmp_path: Path) -> None:
 
 
 def test_the_same_pairs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    of = experiment(tmp_path)
+    monkeypatch.setenv("RAYREC_CACHE", str(tmp_path / "cache"))
+    of = experiment(tmp_path, TWO | {"evaluation.users": None})
     pairs, predictions = addressed(of), invented(of)
+    for variant in variants(of):
+        rows = predictions[variant.fold]["Floor"][0].drop(columns="score")
+        pretend.write_rows(variant.data.folder, rows.assign(seen=np.arange(len(rows)) % 5), [1, 1, 2])
     for pair in pairs:
-        sink = io.BytesIO()
-        predictions[pair.fold][pair.title][pair.seed].to_parquet(sink, index=False)
-        storage.write_bytes(pair.predictions, sink.getvalue())
+        pretend.finish(pair, predictions[pair.fold][pair.title][pair.seed])
     monkeypatch.setattr(study, "describe_sample", lambda run: run.config.name)
     folder = tmp_path / "runs" / "e"
 
@@ -487,4 +491,11 @@ def test_the_same_pairs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
     results = json.loads(first["results.json"])
     assert results["sample"] == "fold 1: e-floor-0-fold-1; fold 2: e-floor-0-fold-2"
     assert "split:\n      folds: 2\n" in first["report/index.html"].decode()
+    seconds = {"pretrain_encoder": pretend.STEPS * pretend.SECONDS}  # a mean over folds
+    assert results["systems"]["MF"]["cost"] == {
+        "parameters": pretend.PARAMETERS,
+        "seconds": {"0": seconds, "1": seconds},
+    }
+    curves = pd.read_csv(io.BytesIO(first["report/tables/training.csv"]))
+    assert set(zip(curves["fold"], curves["seed"], strict=True)) == {(1, 0), (1, 1), (2, 0), (2, 1)}
     assert written() == first
