@@ -10,6 +10,8 @@ import safetensors.torch
 from rayrec import storage
 from rayrec.experiment.pairs import Pair
 from rayrec.report.training_curves import progress_rows
+from rayrec.run import Run
+from rayrec.stages import StageName
 from rayrec.training.log import recorded
 from rayrec.training.parts import WEIGHTS
 
@@ -19,13 +21,10 @@ STAGE, STEP, LOSS, VALID_AUC, SECONDS = "stage", "step", "loss", "valid_auc", "s
 def read_progress(pair: Pair) -> pd.DataFrame:
     """Every step of the stages that the pair needed, in the order of training: stage, step, loss, valid_auc, seconds.
 
-    The pair has copies of their logs, which stay when the store is deleted; what it has no copy of, the store tells.
-    Without a row where one is gone from both: a part of the steps is no measure of the whole.
+    Read from the copies of the stages' logs that the pair or its members took, which stay when the store is deleted.
+    Without a row where one is gone: a part of the steps is no measure of the whole.
     """
-    logs = {
-        stage.value: recorded(pair.run.path("stages", stage.value)) or recorded(job.folder)
-        for stage, job in pair.jobs.items()
-    }
+    logs = {stage.value: _first_log(pair, stage) for stage in pair.jobs}
     if not logs or not all(logs.values()):
         return pd.DataFrame(columns=[STAGE, STEP, LOSS, VALID_AUC, SECONDS])
     columns = (STEP, LOSS, VALID_AUC, SECONDS)
@@ -33,21 +32,27 @@ def read_progress(pair: Pair) -> pd.DataFrame:
     return rows.reset_index(drop=True)
 
 
-def trained_parameters(pair: Pair) -> int | None:
-    """Parameters that one of the pair's stages trained, each counted once; None where a part is gone.
+def _first_log(pair: Pair, stage: StageName) -> list[dict[str, Any]]:
+    logs = (recorded(run.path("stages", stage.value)) for run in _runs(pair))
+    return next((lines for lines in logs if lines), [])
 
-    Parts are looked for where ``read_progress`` looks for logs.
-    """
-    last = {part: job for job in pair.jobs.values() for part in job.trains}
+
+def trained_parameters(pair: Pair) -> int | None:
+    """Parameters that one of the pair's stages trained, each counted once; None where a part is gone."""
+    last = {part: stage for stage, job in pair.jobs.items() for part in job.trains}
     total = 0
-    for part, job in last.items():
-        folders = pair.run.part_folder(job.stage, part), job.part_folder(part)
-        files = [storage.join(folder, WEIGHTS) for folder in folders]
+    for part, stage in last.items():
+        files = [storage.join(run.part_folder(stage, part), WEIGHTS) for run in _runs(pair)]
         file = next((file for file in files if storage.exists(file)), None)
         if file is None:
             return None
         total += sum(tensor.numel() for tensor in safetensors.torch.load(storage.read_bytes(file)).values())
     return total
+
+
+def _runs(pair: Pair) -> list[Run]:
+    """Those that hold what was trained: an ensemble's are its members'."""
+    return [pair.run, *(member.run for member in pair.members)]
 
 
 def cost(progress: Mapping[int, pd.DataFrame], parameters: int | None) -> dict[str, Any]:

@@ -472,8 +472,6 @@ def test_the_same_pairs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
         pretend.write_rows(variant.data.folder, rows, [1, 1, 2, 5])
     for pair in pairs:
         pretend.finish(pair, predictions[pair.title][pair.seed])
-        if pair.members:
-            storage.write_text(pair.weights, json.dumps({"sasrec": pair.seed / 2, "sasrecllm": 1 - pair.seed / 2}))
     folder = tmp_path / "runs" / "e"
 
     def written() -> dict[str, bytes]:
