@@ -12,7 +12,7 @@ from rayrec.errors import InputError
 _EXACT = 2**53  # up to here float64 holds every whole number
 _YEAR_2100 = 4_102_444_800  # seconds; what is later is milliseconds
 _NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
-_DATE, _ZONE = r"^\d{4}-\d\d-\d\d", r"[T ].*(Z|[+-]\d\d:?\d\d)$"  # text that starts with a date; ends with a zone
+_ZONE = r"[T ].*(Z|[+-]\d\d:?\d\d)$"  # at the end of a date with a time
 _NULLS = pa.array(["", "na", "n/a", "nan", "none", "null"])  # of a number; an id may well be called "NA"
 
 
@@ -128,7 +128,9 @@ def moments(column: pa.ChunkedArray, place: Place) -> pa.ChunkedArray:
     """
     if _is_text(column):
         column = _without_nulls(column)
-        if pc.any(pc.match_substring_regex(column, _DATE)).as_py():
+        try:
+            column.cast(pa.float64())
+        except pa.ArrowInvalid:
             column = _dates(column, place)
     return times(column, place)
 
@@ -141,6 +143,6 @@ def _dates(column: pa.ChunkedArray, place: Place) -> pa.ChunkedArray:
     except pa.ArrowInvalid:
         kinds = (pa.timestamp("us"), pa.timestamp("us", "UTC"))
         wrong = [not any(_is(value, kind) for kind in kinds) for value in column.to_pylist()]
-        place.refuse(pa.array(wrong), column, "is no date as in 2017-12-17 or 2017-12-17 10:00:00")
+        place.refuse(pa.array(wrong), column, "is no time: seconds since 1970, or as in 2017-12-17 10:00:00")
         raise
     return pc.coalesce(local, other)
