@@ -12,8 +12,8 @@ from rich.table import Table
 
 from rayrec import storage
 from rayrec.config import Config
-from rayrec.config.data import DATASET_SIZES, DataConfig, SplitConfig
-from rayrec.data.columns import USER_ID
+from rayrec.config.data import DATASET_SIZES, DataConfig
+from rayrec.data.columns import SPLITS, USER_ID
 from rayrec.data.datasets import open_dataset
 from rayrec.data.prompts import Answers, resolve_answers
 from rayrec.data.tokenise import load_tokenizer
@@ -215,7 +215,7 @@ def _expected(config: Config, problems: _Problems) -> tuple[DataFacts, str]:
             raise
         problems.found.append(str(error))
         count, items, users = DATASET_SIZES[data.dataset]
-        rows, origin = _shares(count, data.split), "published"
+        rows, origin = _shares(count, users, data), "published"
     facts = DataFacts(
         users=min(users, data.max_users or users),
         items=min(items, data.max_items or items),
@@ -236,11 +236,14 @@ def _counted(data: DataConfig, seed: int) -> tuple[dict[str, int], int, int]:
         users = pc.unique(pa.chunked_array([users, *table[USER_ID].chunks]))
     items = sum(table.num_rows for table in raw.items())
     if raw.split is None:
-        return _shares(count, data.split), items, len(users)
+        return _shares(count, len(users), data), items, len(users)
     valid, test = raw.split.starts
     return {"train": valid, "valid": test - valid, "test": count - test}, items, len(users)
 
 
-def _shares(rows: int, split: SplitConfig) -> dict[str, int]:
-    valid, test, end = split.cuts(rows)
+def _shares(rows: int, users: int, data: DataConfig) -> dict[str, int]:
+    """Rows of each set; of next items, every user's session is one."""
+    if data.split.leave_one_out:
+        return dict.fromkeys(SPLITS, users)
+    valid, test, end = data.split.cuts(users if data.task == "next_item" else rows)
     return {"train": valid, "valid": test - valid, "test": end - test}

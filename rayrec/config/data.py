@@ -8,7 +8,11 @@ from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_se
 
 from rayrec.config.section import Section
 
-Dataset = Literal["ml-100k", "ml-1m", "table", "collm", "amazon-books", "synthetic"]
+Dataset = Literal[
+    "ml-100k", "ml-1m", "table", "collm", "amazon-books", "amazon-beauty", "steam", "sessions", "synthetic"
+]
+Task = Literal["click", "next_item"]
+Repeats = Literal["keep", "first"]
 
 # Tried in this order. The first needs only a package index; hashes are those of the archives.
 DATASET_SOURCES: Mapping[str, tuple[str, ...]] = {
@@ -24,6 +28,9 @@ DATASET_SOURCES: Mapping[str, tuple[str, ...]] = {
     "table": (),
     "collm": (),
     "amazon-books": (),
+    "amazon-beauty": (),
+    "steam": (),
+    "sessions": (),
     "synthetic": (),
 }
 
@@ -37,6 +44,9 @@ DATASET_SIZES: Mapping[str, tuple[int, int, int]] = {
 
 class SplitConfig(Section):
     """Where the rows, in the order of time, are cut: by shares, or as one of several forward-chained folds.
+
+    Of next items, the rows are whole sessions in the order of their last times. They may also be cut each on its own:
+    with ``leave_one_out`` the last item of every session tests, the one before it validates, and what is older trains.
 
     Shares: what ``train`` and ``valid`` leave is the test set, the newest.
 
@@ -55,10 +65,16 @@ class SplitConfig(Section):
     valid: float = Field(0.1, gt=0, lt=1)
     folds: int | None = Field(None, ge=2)
     fold: int | None = Field(None, ge=1)  # which of them, from 1
+    leave_one_out: bool = False
 
     @model_validator(mode="after")
     def _has_one_test_set(self) -> "SplitConfig":
-        if self.folds is not None or self.fold is not None:
+        if self.leave_one_out:
+            if others := self.model_fields_set & (_SHARES | _FOLDS):
+                raise ValueError(
+                    f"leave_one_out cuts every session on its own; leave {' and '.join(sorted(others))} out"
+                )
+        elif self.folds is not None or self.fold is not None:
             self._check_fold()
         elif self.train + self.valid >= 1:
             raise ValueError(
@@ -81,8 +97,8 @@ class SplitConfig(Section):
 
     @model_serializer(mode="wrap")
     def _only_what_counts(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Shares or folds: without folds, the content and so the fingerprints are those of before there were any."""
-        counts = _SHARES if self.folds is None else _FOLDS
+        """One way to cut: for shares, the content and so the fingerprints are those of before there were others."""
+        counts = {"leave_one_out"} if self.leave_one_out else _SHARES if self.folds is None else _FOLDS
         return {key: value for key, value in dump(self).items() if key in counts}
 
     def cuts(self, rows: int) -> tuple[int, int, int]:
@@ -117,7 +133,7 @@ class ColumnMap(Section):
 
     user: str = "user_id"
     item: str = "item_id"
-    rating: str = "rating"
+    rating: str | None = "rating"  # None: there are none, for next items
     timestamp: str = "timestamp"
     title: str | None = None
 
@@ -139,12 +155,21 @@ class SyntheticConfig(Section):
 
 # What `collm` brings with it, or would no longer be what its authors published.
 _GIVEN = ("split", "threshold", "rating_range", "max_users", "max_items")
+_WITHOUT_RATINGS = ("steam", "sessions")
+_OF_SESSIONS = ("task", "core", "repeats", "min_rating")  # what only `next_item` reads, and its name
 
 
 class DataConfig(Section):
+    """Which rows there are, and what one asks.
+
+    ``click``: whether a user likes an item; a row is a rating. ``next_item``: which item follows; a row is the session
+    of a user, all of whose interactions count, whatever their rating, unless ``min_rating`` says otherwise.
+    """
+
+    task: Task = "click"
     dataset: Dataset = "ml-100k"
     sources: tuple[str, ...] | None = None  # None: DATASET_SOURCES
-    # `table`: where titles come from when the interactions have none. `amazon-books`: the file that lists the books.
+    # Where titles come from when the interactions have none: your items file, the list of books, products or games.
     item_sources: tuple[str, ...] = ()
     columns: ColumnMap = ColumnMap()
     item_columns: ItemColumnMap = ItemColumnMap()
@@ -158,6 +183,9 @@ class DataConfig(Section):
     max_items: PositiveInt | None = None
     warm_over: int = Field(3, ge=0)  # warm: user and item both have more training rows than this
     title_chars: PositiveInt = 150  # a longer title is cut in prompts
+    core: PositiveInt | None = None  # every session and every item has at least so many interactions; None keeps all
+    repeats: Repeats | None = None  # an item again in a session: kept, or only its first; None: as published for it
+    min_rating: float | None = None  # an interaction that is rated lower does not count
 
     @model_validator(mode="after")
     def _complete(self) -> "DataConfig":
@@ -165,16 +193,43 @@ class DataConfig(Section):
             what = "folder" if self.dataset == "collm" else "interactions file"
             raise ValueError(f"dataset {self.dataset!r} needs data.sources: the path or URI of your {what}")
         if self.dataset == "collm":
-            for key in _GIVEN:
-                if getattr(self, key) != type(self).model_fields[key].default:
-                    raise ValueError(f"{key}: dataset 'collm' comes split, labelled and whole; leave data.{key} out")
+            self._check_unchanged(_GIVEN, "dataset 'collm' comes split, labelled and whole")
         elif self.split_files != SplitFilesConfig():
             raise ValueError(f"split_files: dataset {self.dataset!r} is split by time; leave data.split_files out")
         low, high = self.rating_range
         if not low < self.threshold <= high:
             raise ValueError(f"threshold {self.threshold} must lie inside rating_range ({low}, {high}]")
+        self._check_task()
         return self
+
+    def _check_task(self) -> None:
+        if self.task == "next_item":
+            if self.dataset == "collm":
+                raise ValueError("task next_item: dataset 'collm' comes labelled, row by row; use task click")
+            self._check_unchanged(("threshold",), "a next item has no label; data.min_rating drops low ratings")
+            return
+        self._check_unchanged(_OF_SESSIONS[1:], "for task next_item only")
+        if self.split.leave_one_out:
+            raise ValueError("split.leave_one_out: cuts sessions; set data.task: next_item, or leave it out")
+        if self.dataset in _WITHOUT_RATINGS or self.columns.rating is None:
+            raise ValueError(f"task click: dataset {self.dataset!r} has no ratings; set data.task: next_item")
+
+    def _check_unchanged(self, keys: tuple[str, ...], why: str) -> None:
+        for key in keys:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}: {why}; leave data.{key} out")
+
+    @model_serializer(mode="wrap")
+    def _only_what_counts(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Of clicks, the content and so the fingerprints are those of before there were sessions."""
+        hidden = () if self.task == "next_item" else _OF_SESSIONS
+        return {key: value for key, value in dump(self).items() if key not in hidden}
 
     @property
     def resolved_sources(self) -> tuple[str, ...]:
         return DATASET_SOURCES[self.dataset] if self.sources is None else self.sources
+
+    @property
+    def resolved_repeats(self) -> Repeats:
+        """A second review of a game is no second purchase; a product may well be bought again."""
+        return self.repeats or ("first" if self.dataset == "steam" else "keep")

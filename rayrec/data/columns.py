@@ -3,6 +3,9 @@
 Item ids are dense and start at 1, so that 0 pads a history; user ids are dense and start at 0, those of all users, in
 training or not. A row's history is not stored with the row: it is the first ``seen`` entries of its user's ``liked``
 sequence, for whatever length is wanted.
+
+Of next items a user is a session, LIKED are all of its items, and a row is a target in it with label 1. A history is
+then everything before the target. Warm and strict cold speak of the item alone: a session is always new.
 """
 
 from typing import Final
@@ -47,7 +50,7 @@ RAW_SCHEMA: Final = pa.schema(
         (USER_ID, pa.string()),
         (ITEM_ID, pa.string()),
         (RATING, pa.float32()),
-        (TIMESTAMP, pa.int64()),  # seconds since 1970
+        (TIMESTAMP, pa.int64()),  # seconds since 1970; where a dataset has none, the place in the user's order
         (ROW, pa.int64()),  # position in the file: breaks ties in time
     ]
 )

@@ -192,7 +192,7 @@ class Tally:
 
     def __init__(self, users: int, items: int) -> None:
         self._counts = dict.fromkeys(("rows", "likes", "warm", "strict_cold"), 0)
-        self._users, self._items = np.zeros(users, bool), np.zeros(items + 1, bool)
+        self.users, self.items = np.zeros(users, bool), np.zeros(items + 1, bool)  # those that occur
 
     def count(self, rows: pa.Table) -> pa.Table:
         """``rows`` itself, counted."""
@@ -201,11 +201,11 @@ class Tally:
         for key, column in counted.items():
             if column in rows.column_names:
                 self._counts[key] = self._counts.get(key, 0) + pc.sum(rows[column]).as_py()
-        self._users[rows[USER_ID].to_numpy()] = True
-        self._items[rows[ITEM_ID].to_numpy()] = True
+        self.users[rows[USER_ID].to_numpy()] = True
+        self.items[rows[ITEM_ID].to_numpy()] = True
         return rows
 
     def summary(self) -> dict[str, Any]:
         counts = self._counts
-        seen = {"users": int(self._users.sum()), "items": int(self._items.sum())}
+        seen = {"users": int(self.users.sum()), "items": int(self.items.sum())}
         return {**counts, **seen, "cold": counts["rows"] - counts["warm"]}

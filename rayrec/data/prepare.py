@@ -1,5 +1,7 @@
 """Raw interactions to the prepared folder: clean, re-index, reduce, label, histories, split by time, warm and cold.
 
+What follows the first survey is another matter for next items: ``rayrec.data.next_item``.
+
 Ray Data does the work. Memory is bounded by blocks plus O(users + items); what is gathered between two passes lies in
 the object store, which spills to disk. The result is the same bytes for any number of CPUs and any size of blocks:
 whatever depends on order is decided by (timestamp, ROW).
@@ -9,8 +11,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray.data
 
 from rayrec.cache import file_sha256
@@ -26,7 +26,6 @@ from rayrec.config.data import DataConfig, SplitConfig
 from rayrec.data.blocks import calm_ray_data, input_error, map_blocks, read, tables
 from rayrec.data.columns import (
     ITEM_ID,
-    ITEMS_SCHEMA,
     LABEL,
     LIKED,
     ROW,
@@ -34,11 +33,12 @@ from rayrec.data.columns import (
     SOURCE_ID,
     SPLITS,
     TIMESTAMP,
-    TITLE,
     USER_ID,
     USERS_SCHEMA,
 )
+from rayrec.data.cuts import cut_times
 from rayrec.data.datasets import GivenSplit, RawDataset
+from rayrec.data.files import Manifest, write_items, write_parquet, write_text
 from rayrec.data.histories import (
     BUCKET,
     Bounds,
@@ -55,14 +55,12 @@ from rayrec.data.histories import (
     given_histories,
     liked_of_users,
 )
-from rayrec.data.survey import Rule, Survey, fold_titles, sightings
+from rayrec.data.next_item import Surveyed, write_sessions
+from rayrec.data.survey import Rule, Survey, check_left, fold_titles, sightings
 from rayrec.errors import InputError
 
 MANIFEST = "manifest.json"
-ROW_GROUP = 8192
 BUCKET_ROWS = 250_000  # rows of the users that one task orders at a time
-
-Manifest = dict[str, Any]
 
 
 def prepare(data: DataConfig, raw: RawDataset, folder: Path) -> Manifest:
@@ -78,6 +76,11 @@ def prepare(data: DataConfig, raw: RawDataset, folder: Path) -> Manifest:
     Raises:
         InputError: a source is wrong, nothing is left, a set lacks likes or dislikes, or ``folder`` is not empty.
     """
+    if not raw.is_timed and not data.split.leave_one_out:
+        raise InputError(
+            f"dataset {raw.name}: the file has an order and no times, which a split by time needs; set data.task:"
+            " next_item and data.split: {leave_one_out: true}"
+        )
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: already holds files; remove the folder or choose another name")
     work = folder.with_name(f"{folder.name}.partial")
@@ -86,7 +89,7 @@ def prepare(data: DataConfig, raw: RawDataset, folder: Path) -> Manifest:
     try:
         with calm_ray_data():
             manifest = _prepare(data, raw, work)
-        _write_text(work / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        write_text(work / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
         work.replace(folder)
     except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
@@ -100,19 +103,31 @@ def _prepare(data: DataConfig, raw: RawDataset, folder: Path) -> Manifest:
     titles = fold_titles(raw.items())
     rows = read(raw.interactions)
     survey = _survey(rows, data, titles[ITEM_ID].combine_chunks())
-    steps, users, items = survey.steps, survey.users, survey.items
-    if not len(users):
-        drops = ", ".join(f"{step['step']}: {step['dropped']}" for step in steps[1:])
-        raise InputError(f"dataset {raw.name}: none of {steps[0]['rows']} rows is left ({drops}); check data.sources")
+    steps = survey.steps
+    check_left(raw.name, steps)
+    vocabulary = Vocabulary(survey.users, survey.items, math.ceil(steps[-1]["rows"] / BUCKET_ROWS))
+    surveyed = Surveyed(map_blocks(rows, encode, vocabulary), vocabulary, titles, steps)
+    del rows, survey
+    write = write_sessions if data.task == "next_item" else _write_clicks
+    written = write(folder, data, raw, surveyed)
+    return {
+        "dataset": raw.name,
+        "sources": dict(raw.sha256),
+        **written,
+        "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
+    }
 
-    vocabulary = Vocabulary(users, items, math.ceil(steps[-1]["rows"] / BUCKET_ROWS))
-    histories = _histories(rows, vocabulary, data, raw.split)
+
+def _write_clicks(folder: Path, data: DataConfig, raw: RawDataset, surveyed: Surveyed) -> Manifest:
+    """Writes train, valid and test, users and items; returns what the manifest says of them."""
+    steps, users, items = surveyed.steps, surveyed.vocabulary.users, surveyed.vocabulary.items
+    histories = _histories(surveyed, data, raw.split)
     if raw.split is None:
         count = histories.count()
         repeats = {"step": "drop exact repeats", "rows": count, "users": len(users), "items": len(items)}
         steps.append({**repeats, "dropped": steps[-1]["rows"] - count})
 
-    untitled = _write_items(folder / "items.parquet", items, titles)
+    untitled = write_items(folder / "items.parquet", items, surveyed.titles)
     order = [TIMESTAMP, ROW] if raw.split is None else [ROW]
     ordered = histories.drop_columns([LIKED]).sort(order).materialize()
     bounds, split = _bounds(ordered, steps[-1]["rows"], data.split, raw.split)
@@ -121,13 +136,11 @@ def _prepare(data: DataConfig, raw: RawDataset, folder: Path) -> Manifest:
         ordered = map_blocks(ordered, before, split["t_end"])
         step, likes = _counted(ordered, len(users), len(items))
         steps.append({**step, "dropped": steps[-1]["rows"] - step["rows"]})
-    _write_parquet(folder / "users.parquet", _user_tables(histories, users, likes), USERS_SCHEMA)
-    del histories, rows
+    write_parquet(folder / "users.parquet", _user_tables(histories, users, likes), USERS_SCHEMA)
+    del histories
     training = _training(ordered, bounds, len(users), len(items), data.warm_over)
     splits = _write_splits(folder, map_blocks(ordered, annotate, training), bounds, len(users), len(items))
     return {
-        "dataset": raw.name,
-        "sources": dict(raw.sha256),
         "steps": steps,
         "users": len(users),
         "items": len(items),
@@ -135,7 +148,6 @@ def _prepare(data: DataConfig, raw: RawDataset, folder: Path) -> Manifest:
         "split": split,
         "splits": splits,
         "mean_liked_per_training_user": splits["train"]["likes"] / splits["train"]["users"],
-        "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
     }
 
 
@@ -149,14 +161,12 @@ def _survey(rows: ray.data.Dataset, data: DataConfig, known: pa.Array) -> Survey
     return Survey(tables(map_blocks(rows, sightings, rule)), reduced=True)
 
 
-def _histories(
-    raw_rows: ray.data.Dataset, vocabulary: Vocabulary, data: DataConfig, given: GivenSplit | None
-) -> ray.data.Dataset:
+def _histories(surveyed: Surveyed, data: DataConfig, given: GivenSplit | None) -> ray.data.Dataset:
     """The one shuffle by user. Whole buckets of users go to a task, since a call for each user would be slow."""
     of_bucket: Callable[[pa.Table], pa.Table] = (
         partial(add_histories, threshold=data.threshold) if given is None else partial(given_histories, split=given)
     )
-    buckets = map_blocks(raw_rows, encode, vocabulary).groupby(BUCKET, num_partitions=vocabulary.buckets)
+    buckets = surveyed.rows.groupby(BUCKET, num_partitions=surveyed.vocabulary.buckets)
     histories = buckets.map_groups(of_bucket, batch_format="pyarrow")
     materialized: ray.data.Dataset = histories.materialize()  # for two readers
     return materialized
@@ -180,38 +190,14 @@ def _user_tables(histories: ray.data.Dataset, sources: pa.Array, likes: IntArray
         yield kept.append_column(SOURCE_ID, sources.take(block[USER_ID]))
 
 
-def _write_items(path: Path, sources: pa.Array, titles: pa.Table) -> int:
-    """The items in the order of their ids; returns how many had no title."""
-    found = titles[TITLE].take(pc.index_in(sources, titles[ITEM_ID].combine_chunks()))
-    shown = pc.if_else(pc.is_valid(found), found, pc.binary_join_element_wise("Untitled", sources, " "))
-    ids = pa.array(np.arange(1, len(sources) + 1, dtype=np.int32))
-    _write_parquet(path, [pa.table([ids, sources, shown], schema=ITEMS_SCHEMA)], ITEMS_SCHEMA)
-    return int(found.null_count)
-
-
 def _bounds(
     ordered: ray.data.Dataset, rows: int, split: SplitConfig, given: GivenSplit | None
 ) -> tuple[Bounds, Manifest]:
     """Where valid and test begin, and what the manifest says of it: times, or the files of each set."""
     if given is not None:
         return Bounds(ROW, given.starts), dict(given.names())
-    times = dict(zip(("t_valid", "t_test", "t_end"), _times_at(tables(ordered), split.cuts(rows)), strict=True))
-    starts = times["t_valid"], times["t_test"]
-    fold = {} if split.folds is None else {"folds": split.folds, "fold": split.fold}
-    if not fold:
-        del times["t_end"]  # nothing comes behind it
-    return Bounds(TIMESTAMP, starts), {**fold, **times, "iso": {name: _iso(time) for name, time in times.items()}}
-
-
-def _times_at(blocks: Iterable[pa.Table], positions: Sequence[int]) -> list[int]:
-    """Timestamps at ascending positions of the rows in the order of time; behind the last row, one more than its."""
-    times: list[int] = []
-    passed, time = 0, 0
-    for block in blocks:
-        while len(times) < len(positions) and positions[len(times)] < passed + len(block):
-            times.append(block[TIMESTAMP][positions[len(times)] - passed].as_py())
-        passed, time = passed + len(block), block[TIMESTAMP][-1].as_py()
-    return times + [time + 1] * (len(positions) - len(times))
+    (valid, test, _), told = cut_times(tables(ordered), rows, split)
+    return Bounds(TIMESTAMP, (valid, test)), told
 
 
 def _training(ordered: ray.data.Dataset, bounds: Bounds, users: int, items: int, warm_over: int) -> Training:
@@ -232,7 +218,7 @@ def _write_splits(
     pieces = itertools.chain.from_iterable(cut(block, bounds) for block in tables(rows))
     for split, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
         counted = (tallies[split].count(piece) for _, piece in group)
-        _write_parquet(folder / f"{split}.parquet", counted, ROWS_SCHEMA)
+        write_parquet(folder / f"{split}.parquet", counted, ROWS_SCHEMA)
     splits = {split: tally.summary() for split, tally in tallies.items()}
     for split, counts in splits.items():
         dislikes = counts["rows"] - counts["likes"]
@@ -242,27 +228,3 @@ def _write_splits(
                 "choose another data.split, data.split_files or data.threshold"
             )
     return splits
-
-
-def _write_parquet(path: Path, pieces: Iterable[pa.Table], schema: pa.Schema) -> None:
-    """Row groups of exactly ROW_GROUP rows, whatever the sizes of the ``pieces``: the same rows give the same bytes."""
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        rest = schema.empty_table()
-        for table in pieces:
-            rest = pa.concat_tables([rest, table.select(schema.names).cast(schema)])
-            whole = len(rest) - len(rest) % ROW_GROUP
-            for start in range(0, whole, ROW_GROUP):
-                writer.write_table(rest.slice(start, ROW_GROUP).combine_chunks(), ROW_GROUP)
-            rest = rest.slice(whole)
-        if len(rest):
-            writer.write_table(rest.combine_chunks(), ROW_GROUP)
-
-
-def _write_text(path: Path, text: str) -> None:
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-
-
-def _iso(time: int) -> str:
-    return datetime.fromtimestamp(time, timezone.utc).isoformat()

@@ -154,17 +154,21 @@ class Lines:
 
 @dataclass(frozen=True)
 class Delimited:
-    """CSV or TSV in UTF-8 with a header line; fields may be quoted and then hold delimiters and line ends.
+    """CSV or TSV in UTF-8; fields may be quoted and then hold delimiters and line ends.
 
-    With ``may_be_cut`` the file may end in the middle of its last row: if fields are missing there, that row comes as
-    nulls, and a column CUT_SHORT says so. A row that is cut in its last field has all the others and stays.
+    Without ``names`` a header line has them. With ``may_be_cut`` the file may end in the middle of its last row: if
+    fields are missing there, that row comes as nulls, and a column CUT_SHORT says so. A row that is cut in its last
+    field has all the others and stays.
     """
 
     path: Path
     delimiter: str
     may_be_cut: bool = False
+    names: tuple[str, ...] | None = None
 
     def columns(self) -> list[str]:
+        if self.names is not None:
+            return list(self.names)
         with self._explained():
             return list(self._open({}, self._end()).schema.names)
 
@@ -179,7 +183,7 @@ class Delimited:
             yield pa.table({**{name: pa.nulls(1, pa.string()) for name in names}, CUT_SHORT: [True]})
 
     def where(self, row: int) -> str:
-        return f"line {next(itertools.islice(self._records(), row + 1, None))[0]}"
+        return f"line {next(itertools.islice(self._records(), row + (self.names is None), None))[0]}"
 
     def _end(self) -> "_End | None":
         return _End(self.path) if self.may_be_cut else None
@@ -188,7 +192,7 @@ class Delimited:
         return pa.csv.open_csv(
             end.stream() if end else self.path,
             # One thread: the streaming reader keeps the order either way, and the cores belong to Ray's tasks.
-            read_options=pa.csv.ReadOptions(block_size=CSV_BLOCK_BYTES, use_threads=False),
+            read_options=pa.csv.ReadOptions(block_size=CSV_BLOCK_BYTES, use_threads=False, column_names=self.names),
             parse_options=pa.csv.ParseOptions(
                 delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=end.judge if end else None
             ),
@@ -216,7 +220,7 @@ class Delimited:
         if unreadable := _not_text(self.path, "utf-8"):
             return unreadable
         records = self._records()
-        width = len(next(records, (1, []))[1])
+        width = len(self.names or next(records, (1, []))[1])
         for line, fields in records:
             if len(fields) != width:
                 return _wrong_width(self.path, f"line {line}", len(fields), width)

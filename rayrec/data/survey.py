@@ -3,7 +3,7 @@
 What a block tells is a table of sightings; folded over all blocks it has at most a few rows for each user and item.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -22,6 +22,7 @@ from rayrec.data.columns import (
     TITLE,
     USER_ID,
 )
+from rayrec.errors import InputError
 
 # A row's fate: the first step that drops it. 0 stays.
 STEPS: Final = (
@@ -130,6 +131,13 @@ class Survey:
             (SOURCE_ID, "ascending"),
         ]  # a row shows several items at once if it has a history
         return self._seen.filter(kept).sort_by(order)[SOURCE_ID].combine_chunks()
+
+
+def check_left(dataset: str, steps: Sequence[dict[str, Any]]) -> None:
+    """Raises ``InputError`` where the last of the ``steps`` left nothing."""
+    if not steps[-1]["rows"]:
+        drops = ", ".join(f"{step['step']}: {step['dropped']}" for step in steps[1:])
+        raise InputError(f"dataset {dataset}: none of {steps[0]['rows']} rows is left ({drops}); check data.sources")
 
 
 def fold_titles(blocks: Iterable[pa.Table]) -> pa.Table:

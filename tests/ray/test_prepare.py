@@ -20,6 +20,7 @@ from rayrec.config.data import ColumnMap, DataConfig
 from rayrec.data import blocks, columns
 from rayrec.data import prepare as preparation
 from rayrec.data.datasets import RawDataset, open_dataset
+from rayrec.data.files import ROW_GROUP
 from rayrec.data.prepare import prepare
 from rayrec.errors import InputError
 
@@ -202,7 +203,7 @@ def test_files_follow_the_schemas_and_histories_look_back_only(tmp_path: Path) -
         assert pq.read_schema(tmp_path / "data" / f"{name}.parquet") == columns.ROWS_SCHEMA
     assert pq.read_schema(tmp_path / "data" / "users.parquet") == columns.USERS_SCHEMA
     assert pq.read_schema(tmp_path / "data" / "items.parquet") == columns.ITEMS_SCHEMA
-    assert pq.ParquetFile(tmp_path / "data" / "train.parquet").metadata.row_group(0).num_rows == preparation.ROW_GROUP
+    assert pq.ParquetFile(tmp_path / "data" / "train.parquet").metadata.row_group(0).num_rows == ROW_GROUP
     liked = {row["user_id"]: row["liked"] for row in read(tmp_path / "data", "users")}
     so_far: dict[int, list[int]] = {user: [] for user in liked}
     last = -1

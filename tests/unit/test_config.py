@@ -219,7 +219,10 @@ def test_every_mistake_is_told_at_once() -> None:
         ("stages.tune_lora.lr=0", "stages.tune_lora.lr: Input should be greater than 0"),
         ("stages.tune_lora.lr=.nan", "stages.tune_lora.lr: Input should be greater than 0"),
         ("stages.tune_hybrid.part_lr.mapper=-1", "stages.tune_hybrid.part_lr.mapper: Input should be greater than 0"),
-        ("data.dataset=ml-2m", "data.dataset: Input should be 'ml-100k', 'ml-1m', 'table', 'collm', 'amazon-books' or"),
+        (
+            "data.dataset=ml-2m",
+            "data.dataset: Input should be 'ml-100k', 'ml-1m', 'table', 'collm', 'amazon-books', 'amazon-beauty'",
+        ),
         ("engine.zero_stage=4", "engine.zero_stage: Input should be 0, 1, 2 or 3"),
         ("encoder.max_len=long", "encoder.max_len"),
         ("data=3", "data: Input should be a valid dictionary"),

@@ -12,10 +12,10 @@ from sklearn.model_selection import TimeSeriesSplit
 
 from rayrec import cli
 from rayrec.config import Config, identity
-from rayrec.config.data import SplitConfig
+from rayrec.config.data import DataConfig, SplitConfig
 from rayrec.data import columns as c
+from rayrec.data.cuts import times_at
 from rayrec.data.histories import BUCKET, Bounds, add_histories, before, cut, first_liked, liked_of_users
-from rayrec.data.prepare import _times_at
 from rayrec.errors import InputError
 from rayrec.planning import _shares
 from rayrec.settings import load, validate, with_values
@@ -91,8 +91,9 @@ def test_shares_are_cut_as_ever() -> None:
 
 
 def test_a_plan_counts_the_folds_rows() -> None:
-    assert _shares(101, SplitConfig(folds=2, fold=1)) == {"train": 26, "valid": 25, "test": 25}
-    assert _shares(101, SplitConfig(folds=2, fold=2)) == {"train": 51, "valid": 25, "test": 25}
+    first, second = (DataConfig(split=SplitConfig(folds=2, fold=fold)) for fold in (1, 2))
+    assert _shares(101, 7, first) == {"train": 26, "valid": 25, "test": 25}
+    assert _shares(101, 7, second) == {"train": 51, "valid": 25, "test": 25}
 
 
 # Rows
@@ -121,7 +122,7 @@ def prepared(rows: list[Row], split: SplitConfig, size: int = 5) -> Fold:
     made = add_histories(pa.table(raw | {c.ROW: range(len(rows)), BUCKET: [0] * len(rows)}), threshold=4)
     ordered = made.drop_columns([c.LIKED]).sort_by([(c.TIMESTAMP, "ascending"), (c.ROW, "ascending")])
     blocks = [ordered.slice(start, size) for start in range(0, len(ordered), size)]
-    valid, test, end = _times_at(blocks, split.cuts(len(ordered)))
+    valid, test, end = times_at(blocks, split.cuts(len(ordered)))
     kept = [before(block, end) for block in blocks]
     likes = np.zeros(max(users) + 1, np.int64)
     sets: dict[str, list[dict[str, Any]]] = {name: [] for name in c.SPLITS}

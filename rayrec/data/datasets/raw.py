@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from rayrec.cache import file_sha256
 from rayrec.data.columns import SPLITS
+from rayrec.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class RawDataset:
     items: Callable[[], Iterator[pa.Table]]  # blocks of RAW_ITEM_SCHEMA; an item may occur more than once
     sha256: Mapping[str, str]  # file name -> hash (hex) of every source file
     split: GivenSplit | None = None  # of a dataset that comes split; its interactions are blocks of GIVEN_SCHEMA
+    is_timed: bool = True  # else TIMESTAMP is a place in the order of the user's rows, and tells nothing between users
 
 
 def hashes(paths: Sequence[Path]) -> dict[str, str]:
@@ -46,3 +48,20 @@ def hashes(paths: Sequence[Path]) -> dict[str, str]:
         path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}": file_sha256(path)
         for path in paths
     }
+
+
+def find_file(folder: Path, patterns: Sequence[str]) -> Path:
+    """The file in ``folder`` that is named like the first of the ``patterns`` that any is named like.
+
+    Raises:
+        InputError: there is none, or several are named like that one.
+    """
+    for pattern in patterns:
+        if found := sorted(folder.glob(pattern)):
+            if len(found) > 1:
+                raise InputError(
+                    f"{folder}: {len(found)} files {pattern}; name one in data.sources or data.item_sources"
+                )
+            return found[0]
+    there = ", ".join(sorted(path.name for path in folder.glob("*"))[:8]) or "nothing"
+    raise InputError(f"{folder}: no {' or '.join(patterns)}; found {there}; check data.sources and data.item_sources")

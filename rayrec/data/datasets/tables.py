@@ -1,6 +1,7 @@
 """Tables with a row for each rating, from any source: blocks of raw rows, and of titles; your own files."""
 
-from collections.abc import Iterator, Sequence
+import html
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rayrec.data.datasets.values import Place, ratings, text, times
 from rayrec.data.scan import Source, open_source, require_columns
 from rayrec.errors import InputError
 
+ReadTimes = Callable[[pa.ChunkedArray, Place], pa.ChunkedArray]  # a column to whole seconds since 1970, as float64
 _TITLES = ("movie_title", "title")  # of RecBole's atomic files
 _YEAR = "release_year"
 
@@ -38,28 +40,32 @@ def open_table(data: DataConfig, paths: Sequence[Path], item_paths: Sequence[Pat
 
 
 def read_interactions(
-    sources: Sequence[Source], columns: ColumnMap, rating_range: tuple[float, float]
+    sources: Sequence[Source], columns: ColumnMap, rating_range: tuple[float, float], read_times: ReadTimes = times
 ) -> Iterator[pa.Table]:
     """The rows of all ``sources`` as blocks of ``RAW_SCHEMA``, in the order of the files; ROW counts through them.
+
+    Without a column of ratings every row is rated 1.
 
     Raises:
         InputError: a column is missing, no row is there, or a value is none of its kind: a line naming file and line.
     """
-    names = (columns.user, columns.item, columns.rating, columns.timestamp)
+    named = (columns.user, columns.item, columns.rating, columns.timestamp)
+    names = [name for name in named if name is not None]
     row = 0
     for source in sources:
         require_columns(source, names, "data.columns")
         first = row
         for block in source.blocks(names):
-            user, item, rating, time = (block[name] for name in names)
             place = partial(Place, source, row - first)
-            rows = pa.array(np.arange(row, row + len(block)))
+            rated = pa.array(np.ones(len(block)))
+            if columns.rating is not None:
+                rated = ratings(block[columns.rating], place(columns.rating), rating_range)
             values = [
-                text(user),
-                text(item),
-                ratings(rating, place(columns.rating), rating_range).cast(pa.float32()),
-                times(time, place(columns.timestamp)).cast(pa.int64()),
-                rows,
+                text(block[columns.user]),
+                text(block[columns.item]),
+                rated.cast(pa.float32()),
+                read_times(block[columns.timestamp], place(columns.timestamp)).cast(pa.int64()),
+                pa.array(np.arange(row, row + len(block))),
             ]
             raw = pa.table(values, schema=RAW_SCHEMA)
             yield raw.append_column(CUT_SHORT, block[CUT_SHORT]) if CUT_SHORT in block.column_names else raw
@@ -93,6 +99,13 @@ def read_titles(
             yield pairs.group_by([ITEM_ID, TITLE], use_threads=False).aggregate([]).select(RAW_ITEM_SCHEMA.names)
         if not rows:
             raise InputError(f"{source.path}: no rows in this file; fetch or export it again")
+
+
+def read_html_titles(sources: Sequence[Source], item: str, title: str) -> Iterator[pa.Table]:
+    """The same with ``&amp;`` and its like as what they stand for."""
+    for block in read_titles(sources, item, title):
+        plain = [text and html.unescape(text) for text in block[TITLE].to_pylist()]
+        yield block.set_column(block.column_names.index(TITLE), TITLE, pa.array(plain, pa.string()))
 
 
 def _with_year(titles: pa.ChunkedArray, years: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -12,6 +12,7 @@ from rayrec.errors import InputError
 _EXACT = 2**53  # up to here float64 holds every whole number
 _YEAR_2100 = 4_102_444_800  # seconds; what is later is milliseconds
 _NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
+_ZONE = r"[T ].*(Z|[+-]\d\d:?\d\d)$"  # at the end of a date with a time
 _NULLS = pa.array(["", "na", "n/a", "nan", "none", "null"])  # of a number; an id may well be called "NA"
 
 
@@ -58,9 +59,8 @@ def numbers(column: pa.ChunkedArray, place: Place) -> pa.ChunkedArray:
     """float64, null where missing."""
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = pc.utf8_trim_whitespace(column)
-        column = pc.if_else(pc.is_in(pc.utf8_lower(column), _NULLS), None, column)
+    if _is_text(column):
+        column = _without_nulls(column)
         try:
             return column.cast(pa.float64())
         except pa.ArrowInvalid:
@@ -75,6 +75,16 @@ def numbers(column: pa.ChunkedArray, place: Place) -> pa.ChunkedArray:
     return pc.if_else(pc.is_nan(given), None, given)
 
 
+def _is_text(column: pa.ChunkedArray) -> bool:
+    return bool(pa.types.is_string(column.type) or pa.types.is_large_string(column.type))
+
+
+def _without_nulls(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Trimmed text, null where it says so."""
+    column = pc.utf8_trim_whitespace(column)
+    return pc.if_else(pc.is_in(pc.utf8_lower(column), _NULLS), None, column)
+
+
 def _inexact(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Where whole numbers of 64 bits are none of float64's."""
     beyond = pc.greater(column, pa.scalar(_EXACT, column.type))
@@ -82,8 +92,12 @@ def _inexact(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _is_number(value: str | None) -> bool:
+    return _is(value, pa.float64())
+
+
+def _is(value: str | None, kind: pa.DataType) -> bool:
     try:
-        pa.scalar(value, pa.string()).cast(pa.float64())
+        pa.scalar(value, pa.string()).cast(kind)
     except pa.ArrowInvalid:
         return False
     return True
@@ -105,3 +119,30 @@ def times(column: pa.ChunkedArray, place: Place) -> pa.ChunkedArray:
     place.refuse(pc.greater(given, _YEAR_2100), given, late)
     place.refuse(pc.not_equal(given, pc.floor(given)), given, "is not a whole number of seconds; round it")
     return given
+
+
+def moments(column: pa.ChunkedArray, place: Place) -> pa.ChunkedArray:
+    """The same of times or dates, which may be ISO 8601 text: ``2017-12-17``, ``2017-12-17 10:00:00.250Z``.
+
+    What names no zone is UTC; the fraction of a second goes.
+    """
+    if _is_text(column):
+        column = _without_nulls(column)
+        try:
+            column.cast(pa.float64())
+        except pa.ArrowInvalid:
+            column = _dates(column, place)
+    return times(column, place)
+
+
+def _dates(column: pa.ChunkedArray, place: Place) -> pa.ChunkedArray:
+    zoned = pc.fill_null(pc.match_substring_regex(column, _ZONE), False)
+    try:
+        local = pc.if_else(zoned, None, column).cast(pa.timestamp("us"))
+        other = pc.if_else(zoned, column, None).cast(pa.timestamp("us", "UTC")).cast(pa.timestamp("us"))
+    except pa.ArrowInvalid:
+        kinds = (pa.timestamp("us"), pa.timestamp("us", "UTC"))
+        wrong = [not any(_is(value, kind) for kind in kinds) for value in column.to_pylist()]
+        place.refuse(pa.array(wrong), column, "is no time: seconds since 1970, or as in 2017-12-17 10:00:00")
+        raise
+    return pc.coalesce(local, other)
