@@ -26,10 +26,12 @@ def read_progress(pair: Pair) -> pd.DataFrame:
     """
     logs = {stage.value: _first_log(pair, stage) for stage in pair.jobs}
     if not logs or not all(logs.values()):
-        return pd.DataFrame(columns=[STAGE, STEP, LOSS, VALID_AUC, SECONDS])
+        nothing: pd.DataFrame = pd.DataFrame(columns=[STAGE, STEP, LOSS, VALID_AUC, SECONDS])
+        return nothing
     columns = (STEP, LOSS, VALID_AUC, SECONDS)
-    rows: pd.DataFrame = pd.concat([progress_rows(lines, columns).assign(**{STAGE: s}) for s, lines in logs.items()])
-    return rows.reset_index(drop=True)
+    tables = [progress_rows(lines, columns).assign(**{STAGE: s}) for s, lines in logs.items()]
+    rows: pd.DataFrame = pd.concat(tables, ignore_index=True)
+    return rows
 
 
 def _first_log(pair: Pair, stage: StageName) -> list[dict[str, Any]]:
