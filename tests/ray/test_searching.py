@@ -190,7 +190,7 @@ def test_twenty_trials_leave_nothing_behind(job_env: dict[str, str], tmp_path: P
             processes.wait_until(lambda: search.ended or bool(cluster.head.workers()), "a worker")
             for worker in cluster.head.workers():
                 worker.kill()
-            search.wait().checked()
+            search.wait(2 * processes.PATIENCE).checked()
         trials = searching.table()
         assert len(trials) == 20
         assert {status: int((trials["status"] == status).sum()) for status in ("failed", "interrupted")} == {
