@@ -32,12 +32,12 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def row_counts(run: Run) -> pd.DataFrame:
-    """Of each scored test row: user, item, liked items in the history (seen), training rows of the item (popularity).
+    """Of each scored test row: item, liked items in the history (seen), training rows of the item (popularity).
 
     All systems have the same test rows; a bin of them is drawn for all, so one run's data tells for the others, too.
     """
     source = RowSource(run.data.folder, "test", Stream.INTERACTIONS, run.facts.max_len)
-    rows: pd.DataFrame = source.open().frame(test_sample(run)).to_pandas()[[c.USER_ID, c.ITEM_ID, c.SEEN]]
+    rows: pd.DataFrame = source.open().frame(test_sample(run)).to_pandas()[[c.ITEM_ID, c.SEEN]]
     items = rows[c.ITEM_ID].to_numpy()
     trained = open_table(f"{run.data.folder}/train.parquet")[c.ITEM_ID].to_numpy()
     rows[POPULARITY] = np.bincount(trained, minlength=items.max() + 1)[items]

@@ -186,7 +186,7 @@ def _tell(
             chosen = {pair.seed: storage.read_bytes(pair.weights) for pair in done if pair.members}
             of_fold[title] = Told(
                 predictions={seed: pd.read_parquet(io.BytesIO(content)) for seed, content in contents.items()},
-                failures={p.seed: failures.pairs.get(p.fingerprint, "not run") for p in own if p not in done},
+                failures={p.seed: failures.pairs.get(p.fingerprint, "not run") for p in own if not p.is_finished},
                 weights={seed: json.loads(content) for seed, content in chosen.items()},
                 progress={pair.seed: read_progress(pair) for pair in done},
                 parameters=trained_parameters(done[0]) if done else None,

@@ -76,8 +76,7 @@ def invented(of: Experiment, rows: int = ROWS, draw: int = 5) -> tuple[dict[str,
             progress={seed: invented_progress(generator, STAGES.get(entry.system, ())) for seed in of.seeds(title)},
             parameters=100_000 * len(STAGES.get(entry.system, ())) ** 2 + index,
         )
-    counts = pd.DataFrame({name: columns[name] for name in ("user_id", "item_id")})
-    return told, counts.assign(seen=seen, **{POPULARITY: popularity})
+    return told, pd.DataFrame({"item_id": columns["item_id"], "seen": seen, POPULARITY: popularity})
 
 
 def invented_progress(generator: np.random.Generator, stages: tuple[str, ...]) -> pd.DataFrame:
