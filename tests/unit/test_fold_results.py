@@ -442,7 +442,7 @@ def test_the_folds_have_a_table_of_their_own(tmp_path: Path) -> None:
     of = experiment(tmp_path)
     results = summarise_folds(of, all_told(invented(of)), SAMPLES)
     page = write_experiment_report(report(results), tmp_path).read_text()
-    assert '<h2 id="folds">Folds</h2>' in page and "training seeds 0, 1, 2 folds; compared" in page
+    assert '<h2 id="folds">Folds</h2>' in page and "training seeds 0, 1; 2 folds; compared" in page
     assert_needs_no_network(page)
     assert_ids_are_unique(page)
     assert {path.suffix for path in (tmp_path / "tables").glob("folds.*")} == {".csv", ".md", ".tex"}
