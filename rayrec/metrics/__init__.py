@@ -1,6 +1,8 @@
 """How good scored rows are, and how sure that is: arrays in, numbers out. Knows neither torch nor Ray."""
 
 from rayrec.metrics.pointwise import METRICS
+from rayrec.metrics.ranking import SESSION_METRICS, catalogue_coverage, session_metrics
+from rayrec.metrics.session_bootstrap import session_differences, session_estimates
 from rayrec.metrics.significance import (
     SLICES,
     Difference,
@@ -15,13 +17,18 @@ from rayrec.metrics.significance import (
 
 __all__ = [
     "METRICS",
+    "SESSION_METRICS",
     "SLICES",
     "Difference",
     "Estimate",
     "Resampled",
+    "catalogue_coverage",
     "evaluate",
     "evaluate_slices",
     "paired_difference",
     "pooled_difference",
     "resampled_mean",
+    "session_differences",
+    "session_estimates",
+    "session_metrics",
 ]
