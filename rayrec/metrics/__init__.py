@@ -3,6 +3,8 @@
 from rayrec.metrics.bins import quantile_bin, reliability
 from rayrec.metrics.folds import mean_of_folds, pooled_deviation
 from rayrec.metrics.pointwise import METRICS
+from rayrec.metrics.ranking import SESSION_METRICS, catalogue_coverage, session_metrics
+from rayrec.metrics.session_bootstrap import session_differences, session_estimates
 from rayrec.metrics.significance import (
     SLICES,
     Difference,
@@ -18,10 +20,12 @@ from rayrec.metrics.significance import (
 
 __all__ = [
     "METRICS",
+    "SESSION_METRICS",
     "SLICES",
     "Difference",
     "Estimate",
     "Resampled",
+    "catalogue_coverage",
     "evaluate",
     "evaluate_slices",
     "mean_of_folds",
@@ -32,4 +36,7 @@ __all__ = [
     "relative_change",
     "reliability",
     "resampled_mean",
+    "session_differences",
+    "session_estimates",
+    "session_metrics",
 ]

@@ -1,0 +1,9 @@
+"""Rankers of the next-item track: sessions in, the k best items of the catalogue out."""
+
+from rayrec.models.ranking.decay import Decay
+from rayrec.models.ranking.neighbours import SessionKNN, Similarity
+from rayrec.models.ranking.popular import MostPopular
+from rayrec.models.ranking.ranker import Ranker
+from rayrec.models.ranking.topk import rank, top_k
+
+__all__ = ["Decay", "MostPopular", "Ranker", "SessionKNN", "Similarity", "rank", "top_k"]
