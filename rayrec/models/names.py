@@ -38,7 +38,8 @@ class Pooling(Name):
     LAST = "last"  # of the last token: the only one that has seen the whole name in a causal model
 
 
-_STATED = {"pooling_mode_mean_tokens": Pooling.MEAN, "pooling_mode_lasttoken": Pooling.LAST}
+# How sentence-transformers writes them, before version 6 and since.
+_STATED = {"mean_tokens": Pooling.MEAN, "mean": Pooling.MEAN, "lasttoken": Pooling.LAST}
 
 
 class NameEncoder:
@@ -134,17 +135,23 @@ def _layout(folder: Path, pooling: Pooling) -> _Layout:
     if unknown := sorted(modules.keys() - {"Transformer", "Pooling", "Normalize"}):
         raise InputError(f"{folder}: its vectors go through a module {unknown[0]}; name a checkpoint without one")
     if "Pooling" in modules:
-        path = modules["Pooling"] / "config.json"
-        stated = [key for key, value in _json(path).items() if key.startswith("pooling_mode_") and value is True]
-        if [_STATED.get(key) for key in stated] != [pooling]:
-            raise InputError(
-                f"{path}: this checkpoint states {', '.join(stated) or 'no pooling'}, asked for is {pooling};"
-                f" ask for what it states, or name a checkpoint that states one of {', '.join(_STATED)}"
-            )
+        _check_pooling(modules["Pooling"] / "config.json", pooling)
     inner = modules.get("Transformer", folder)
     settings_path = inner / "sentence_bert_config.json"
     settings = _json(settings_path) if settings_path.is_file() else {}
     return _Layout(inner, settings.get("max_seq_length"), bool(settings.get("do_lower_case")))
+
+
+def _check_pooling(path: Path, pooling: Pooling) -> None:
+    settings = _json(path)
+    flags = [key for key, value in settings.items() if value is True and key.startswith("pooling_mode_")]
+    stated = settings.get("pooling_mode", [flag.removeprefix("pooling_mode_") for flag in flags])
+    modes = [stated] if isinstance(stated, str) else stated
+    if [_STATED.get(mode) for mode in modes] != [pooling]:
+        raise InputError(
+            f"{path}: vectors of this checkpoint are {', '.join(modes) or 'of no pooling'}, asked for is {pooling};"
+            f" ask for its own if it is {' or '.join(Pooling)}, else name another checkpoint"
+        )
 
 
 def _json(path: Path) -> Any:

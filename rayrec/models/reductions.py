@@ -1,8 +1,8 @@
 """Embeddings reduced to a given width, and their permuted control: https://arxiv.org/abs/2402.01339 and its code.
 
-Every function takes rows of float32 and gives rows of float32, the same bits for the same seed. A row of zeros, an item
-without a name, says nothing: it takes no part in what is learned and stays zero. Shapes: I items, D width given, W width
-asked for.
+Every function takes rows of float32 and gives rows of float32, the same bits for the same seed. A row of zeros, an
+item without a name, says nothing: it takes no part in what is learned and stays zero. Shapes: I items, D width given,
+W width asked for.
 """
 
 from collections.abc import Callable
@@ -79,7 +79,8 @@ def autoencoder(embeddings_ID: Rows, width: int, *, seed: int, epochs: int, batc
     """The narrow middle of a network that gives its input back, mean squared error, Adam; shape (I, D) -> (I, W).
 
     As in the paper's code its layers halve towards the middle, are mirrored behind it and have no activation, so that
-    it comes to span what PCA spans; the code's own ``epochs`` are 3, after which it is still far from that.
+    it comes to span what PCA spans. The code's own ``epochs`` are 3: of MiniLM's vectors of Beauty's names, width 64
+    then misses .43 of the variance, after 30 epochs .33, which is what PCA misses.
 
     Raises:
         InputError: ``width`` is more than the rows have.
@@ -100,8 +101,7 @@ def permuted(embeddings_ID: Rows, *, seed: int) -> Rows:
 
 
 def _known(embeddings_ID: Rows) -> NDArray[np.bool_]:
-    known: NDArray[np.bool_] = embeddings_ID.any(axis=1)
-    return known
+    return np.asarray(embeddings_ID.any(axis=1), np.bool_)
 
 
 def _check(method: str, width: int, embeddings_ID: Rows, most: int) -> None:
@@ -133,9 +133,10 @@ def _middle(rows_ID: Tensor, width: int, seed: int, epochs: int, batch: int) -> 
         model = nn.Sequential(encoder, decoder)
         optimizer = torch.optim.Adam(model.parameters())
         for _ in range(epochs):
-            for some_B in torch.randperm(len(rows_ID)).split(batch):
+            for some_B in torch.split(torch.randperm(len(rows_ID)), batch):
                 optimizer.zero_grad()
-                F.mse_loss(model(rows_ID[some_B]), rows_ID[some_B]).backward()
+                loss = F.mse_loss(model(rows_ID[some_B]), rows_ID[some_B])
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
     with torch.inference_mode():
         middle: Rows = encoder(rows_ID).numpy()

@@ -127,7 +127,7 @@ def sentence_checkpoint(model: Path, folder: Path, modules: Sequence[str], state
     listed = [{"type": f"sentence_transformers.models.{name}", "path": paths[name]} for name in modules]
     (folder / "modules.json").write_text(json.dumps(listed))
     (folder / "1_Pooling").mkdir()
-    stating = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, f"pooling_mode_{stated}": True}
+    stating = {"pooling_mode_cls_token": False, f"pooling_mode_{stated}": True, "include_prompt": True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(stating))
     (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
     return folder
@@ -144,8 +144,11 @@ def test_a_sentence_encoder_says_how_much_it_reads(bert: Path, tmp_path: Path) -
     np.testing.assert_allclose(encoder.encode(NAMES), expected, atol=2e-6)
 
 
-def test_it_may_state_the_last_token(bert: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("since_6", [False, True])
+def test_it_may_state_the_last_token(since_6: bool, bert: Path, tmp_path: Path) -> None:
     folder = sentence_checkpoint(bert, tmp_path / "m", WHOLE[:2], "lasttoken")
+    if since_6:
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "lasttoken"}))
     np.testing.assert_allclose(
         NameEncoder(folder, Pooling.LAST).encode(NAMES[:1]), [slow(bert, NAMES[0], Pooling.LAST)], atol=2e-6
     )
@@ -154,8 +157,8 @@ def test_it_may_state_the_last_token(bert: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("modules", "stated", "message"),
     [
-        (WHOLE, "cls_token", "states pooling_mode_cls_token, asked for is mean"),
-        (WHOLE, "lasttoken", "states pooling_mode_lasttoken, asked for is mean"),
+        (WHOLE, "cls_token", "are cls_token, asked for is mean"),
+        (WHOLE, "lasttoken", "are lasttoken, asked for is mean"),
         ([*WHOLE[:2], "Dense"], "mean_tokens", "go through a module Dense"),
     ],
 )
