@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,14 @@ class _Encoder:
     """One actor: a model fetched on its own node."""
 
     def __init__(self, model: NameModel, threads: int) -> None:
-        torch.set_num_threads(threads)
+        self._model, self._threads = model, threads
+
+    @cached_property
+    def _encoder(self) -> NameEncoder:
+        """On first use: an error of an actor's constructor would come back from Ray as text alone, after retries."""
+        torch.set_num_threads(self._threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._encoder = NameEncoder(model.folder(), model.pooling, device)
+        return NameEncoder(self._model.folder(), self._model.pooling, device)
 
     def __call__(self, call: pa.Table) -> pa.Table:
         return self._encoder(pa.table({NAME: call[NAME].combine_chunks().flatten()}))

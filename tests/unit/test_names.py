@@ -172,6 +172,10 @@ def test_one_that_makes_other_vectors_is_refused(
 def test_what_is_no_model_is_refused(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a language model that transformers can load"):
         NameEncoder(tmp_path, Pooling.MEAN)
+    shutil.copytree(bert, tmp_path / "cut")
+    (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(InputError, match=r"not a language model that transformers can load: .* header too small"):
+        NameEncoder(tmp_path / "cut", Pooling.MEAN)
     folder = sentence_checkpoint(bert, tmp_path / "m", WHOLE, "mean_tokens")
     (folder / "1_Pooling" / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"1_Pooling/config.json: cannot be read"):
