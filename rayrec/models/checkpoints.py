@@ -12,8 +12,10 @@ from rayrec.models.tiny import SOURCE, write_tiny_llama
 from rayrec.sources import cache_folder, fetch, file_sha256
 
 
-def local_backbone(sources: Sequence[str], *, config_only: bool = False) -> Path:
+def local_backbone(sources: Sequence[str], *, what: str = "backbone", config_only: bool = False) -> Path:
     """The folder of the first source that works; with ``config_only`` a hub's holds its config.json alone.
+
+    ``what`` names it in messages.
 
     A GGUF file is dequantised, saved as safetensors in the cache and read from there ever after.
 
@@ -24,11 +26,11 @@ def local_backbone(sources: Sequence[str], *, config_only: bool = False) -> Path
     cache = cache_folder() / "backbones"
     if list(sources) == [SOURCE]:
         return _once(cache / "tiny-llama", write_tiny_llama)
-    path = fetch(sources, what="backbone", config_only=config_only)
+    path = fetch(sources, what=what, config_only=config_only)
     if path.is_file() and path.suffix == ".gguf":
         return _once(cache / f"{path.stem}-{file_sha256(path)[:16]}", lambda folder: _convert_gguf(path, folder))
     if not (path / "config.json").is_file():
-        raise InputError(f"{path}: neither a folder with a config.json nor a .gguf file; mend backbone.sources")
+        raise InputError(f"{path}: neither a folder with a config.json nor a .gguf file; mend {what}.sources")
     return path
 
 

@@ -4,6 +4,7 @@ from rayrec.models.ranking.decay import Decay
 from rayrec.models.ranking.neighbours import SessionKNN, Similarity
 from rayrec.models.ranking.popular import MostPopular
 from rayrec.models.ranking.ranker import Ranker
+from rayrec.models.ranking.seqsim import LLMSeqSim, Nearness
 from rayrec.models.ranking.topk import rank, top_k
 
-__all__ = ["Decay", "MostPopular", "Ranker", "SessionKNN", "Similarity", "rank", "top_k"]
+__all__ = ["Decay", "LLMSeqSim", "MostPopular", "Nearness", "Ranker", "SessionKNN", "Similarity", "rank", "top_k"]
