@@ -71,8 +71,9 @@ def session_metrics(
         top, hit = lists[:, :k], hits[:, :k]
         unexpected = np.bincount(owner, ~expected[item], minlength=len(lists)).astype(np.int64)
         result[f"ndcg@{k}"] = _ndcg(hit, sizes, k)
-        result[f"hr@{k}"] = hit.any(axis=1).astype(np.float64)
-        result[f"mrr@{k}"] = (hit.any(axis=1) / (1 + _first(hit))).astype(np.float64)
+        found: BoolArray = np.any(hit, axis=1)
+        result[f"hr@{k}"] = found.astype(np.float64)
+        result[f"mrr@{k}"] = (found / (1 + _first(hit))).astype(np.float64)
         result[f"serendipity@{k}"] = _share((hit & ~expected[top]).sum(axis=1), np.minimum(unexpected, k))
         result[f"novelty@{k}"] = _share(bits[top].sum(axis=1), (top > 0).sum(axis=1))
     return result
@@ -125,7 +126,8 @@ def _self_information(events: IntArray) -> FloatArray:
 def _ndcg(hit: BoolArray, sizes: IntArray, k: int) -> FloatArray:
     discount = 1 / np.log2(np.arange(2, k + 2))
     gain: FloatArray = (hit * discount[: hit.shape[1]]).sum(axis=1)
-    return gain / np.cumsum(discount)[np.minimum(sizes, k) - 1]
+    share: FloatArray = gain / np.cumsum(discount)[np.minimum(sizes, k) - 1]
+    return share
 
 
 def _first(hit: BoolArray) -> IntArray:
