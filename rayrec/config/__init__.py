@@ -16,7 +16,7 @@ from rayrec.config.model import BackboneConfig, EncoderConfig, LoraConfig, Mappe
 from rayrec.config.section import Section
 from rayrec.config.trackers import TrackersConfig
 from rayrec.config.training import ClusterConfig, EngineConfig, FastConfig, StagesConfig
-from rayrec.stages import ENCODERS, STAGES, Loss, Part, StageName
+from rayrec.stages import ENCODERS, STAGES, History, Loss, Part, StageName
 
 STORE = "store"  # folder beside the runs
 
@@ -56,6 +56,7 @@ class Config(Section):
     def _consistent(self) -> "Config":
         if self.name == STORE:
             raise ValueError(f"name: {STORE!r} is the folder of stage results that runs share; choose another name")
+        self._check_task()
         for name in STAGES:
             self._check_loss(name)
             for workers in range(self.cluster.least, self.cluster.most + 1):
@@ -77,6 +78,15 @@ class Config(Section):
                 " a storage that is a path, or MLflow or online Weights & Biases"
             )
         return self
+
+    def _check_task(self) -> None:
+        for asked, key in (
+            (self.encoder.history is History.RATED, "encoder.history: rated"),
+            (self.encoder.offset, f"encoder.offset: {self.encoder.offset}"),
+            (self.mapper.offset, f"mapper.offset: {self.mapper.offset}"),
+        ):
+            if asked and self.data.task == "next_item":
+                raise ValueError(f"{key} learns from what was disliked; for data.task next_item leave it out")
 
     def _check_loss(self, name: StageName) -> None:
         kind, loss = self.encoder.kind, self.stages[name].loss

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -101,7 +102,9 @@ def _activations(job: StageJob, model: SASRecLLM, tokens: int) -> float:
     history_labels = history if job.config.encoder.history is History.RATED else None
     batch = Batch(user, history, item, label, prompt, label_BL=history_labels, floor_B=label)
     model.set_mode(job.trains)
-    with _counted(model) as kept:
+    # Which positions a loss takes is content, which there is none of: all of them, an upper bound.
+    every = _config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]  # is put there when imported
+    with _counted(model) as kept, every:
         Objective(model, job.settings.loss)(batch)
     sizes = list(kept.values())
     if model.backbone is None or not job.config.engine.gradient_checkpointing:

@@ -112,6 +112,29 @@ def test_variants_by_hand(tiny: Path) -> None:
     assert plain.weights - without.weights == width * lora and joint.weights == plain.weights
 
 
+@pytest.mark.parametrize("loss", ["next_item", "softmax"])
+def test_losses_at_every_position_are_counted(loss: str, tiny: Path) -> None:
+    """How many positions there are is content, which tensors of mere shape have not: all of them, then."""
+    changes = {"encoder": {"dropout": 0.0}, "stages": {"pretrain_encoder": {"loss": loss, "batch": 64}}}
+    work = job(ENCODER, changes)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        alive.append(tensor)
+        return tensor
+
+    alive: list[Tensor] = []
+    model = build(work.config, shape(tiny, empty=False), parts=work.parts, with_backbone=False)
+    model.set_mode(work.trains)
+    rows, weights = work.micro_batch, {p.untyped_storage().data_ptr() for p in model.parameters()}
+    one_B, history_BL = torch.ones(rows, dtype=torch.long), torch.ones(rows, 12, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        Objective(model, work.settings.loss)(Batch(one_B, history_BL, one_B, torch.ones(rows), None)).backward()
+    sizes = [size for place, size in kept.items() if place not in weights]
+    assert footprint(work, shape(tiny)).activations == pytest.approx(sum(sizes) + 2 * max(sizes), rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("kind", "trainable"),
     [

@@ -47,6 +47,11 @@ TASK = "data.task=next_item"
         ),
         (["data={dataset: table, sources: [x], columns: {rating: null}}"], "dataset 'table' has no ratings"),
         ([TASK, "data.dataset=collm", "data.sources=[x]"], "task next_item: dataset 'collm' comes labelled"),
+        (
+            [TASK, "encoder.history=rated"],
+            "encoder.history: rated learns from what was disliked; for data.task next_item",
+        ),
+        ([TASK, "mapper.offset=feature_floor"], "mapper.offset: feature_floor learns from what was disliked"),
         ([TASK, "data.core=0"], "data.core: Input should be greater than 0"),
     ],
 )
