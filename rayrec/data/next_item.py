@@ -140,18 +140,16 @@ def _cut(sessions: ray.data.Dataset, split: SplitConfig, users: int) -> tuple[ra
 
 def _user_tables(sessions: ray.data.Dataset, sources: pa.Array) -> Iterator[pa.Table]:
     """LIKED of every user, none of those whose session is gone."""
-    liked = sessions.map_batches(s.liked_of, batch_size=None, batch_format="pyarrow")
-    first = 0
-    for block in itertools.chain(tables(liked.sort(USER_ID)), [None]):
-        last = len(sources) if block is None else block[USER_ID][-1].as_py() + 1
+    liked = sessions.map_batches(s.liked_of, batch_size=None, batch_format="pyarrow").sort(USER_ID)
+    first, none = 0, pa.table({name: pa.array([], USERS_SCHEMA.field(name).type) for name in (USER_ID, LIKED)})
+    for block in itertools.chain(tables(liked), [none]):  # the last stands for those behind the last session
+        users = block[USER_ID].to_numpy()
+        last = int(users[-1]) + 1 if len(users) else len(sources)
         lengths = np.zeros(last - first, np.int64)
-        items = pa.array([], pa.int32())
-        if block is not None:
-            lengths[block[USER_ID].to_numpy() - first] = pc.list_value_length(block[LIKED]).to_numpy()
-            items = pc.list_flatten(block[LIKED]).combine_chunks()
+        lengths[users - first] = pc.list_value_length(block[LIKED]).to_numpy()
+        items = pc.list_flatten(block[LIKED].combine_chunks())
         lists = pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(lengths)), pa.int32()), items)
-        ids = np.arange(first, last)
-        yield pa.table({USER_ID: ids, SOURCE_ID: sources.take(pa.array(ids)), LIKED: lists})
+        yield pa.table({USER_ID: np.arange(first, last), SOURCE_ID: sources.slice(first, last - first), LIKED: lists})
         first = last
 
 

@@ -74,7 +74,8 @@ def prepare(data: DataConfig, raw: RawDataset, folder: Path) -> Manifest:
         users' liked items; users and items keep the ids that they have among all rows, the same in every fold.
 
     Raises:
-        InputError: a source is wrong, nothing is left, a set lacks likes or dislikes, or ``folder`` is not empty.
+        InputError: a source is wrong or has no times that a split needs, nothing is left, a set lacks likes, dislikes
+            or, of next items, sessions, or ``folder`` is not empty.
     """
     if not raw.is_timed and not data.split.leave_one_out:
         raise InputError(

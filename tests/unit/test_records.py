@@ -14,7 +14,7 @@ from rayrec.data import records
 from rayrec.data.records import open_records
 from rayrec.errors import InputError
 
-HOSTILE = [
+HOSTILE: list[dict[str, Any]] = [
     {"id": "it's", "name": 'a "b", {c}: \\ / é 🎬', "more": {"x": [1, {"y": None}]}, "ok": True},
     {"id": 7, "name": "two\nlines\r\n\u2028and a tab\t", "more": [], "ok": False},
     {"id": 8.0, "name": None},

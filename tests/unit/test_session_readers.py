@@ -67,7 +67,7 @@ def dropped(raw: RawDataset) -> dict[str, int]:
 
 # Amazon
 
-META = [
+META: list[dict[str, Any]] = [
     {"asin": "b1", "title": 'It\'s a "soap" &amp; more, 3" x 4\'', "related": {"also_bought": ["b2"]}, "price": 1.5},
     {"asin": "b2", "description": "no title"},
     {"asin": "b3", "title": "Zwölf\n&#39;é&#39;", "salesRank": {"Beauty": 3}},
@@ -169,13 +169,13 @@ def test_amazon_as_it_is_here() -> None:
 
 # Steam
 
-GAMES = [
+GAMES: list[dict[str, Any]] = [
     {"id": "10", "title": "Heroes &amp; Villains", "genres": ["Action"], "tags": ["FPS"], "price": 9.99},
     {"id": "20", "title": 'It\'s "it"', "genres": ["Indie"], "tags": [], "early_access": False},
     {"id": "30", "title": "No tags", "genres": ["Indie"]},
     {"title": "No id", "genres": ["Indie"], "tags": ["A"]},
 ]
-REVIEWS = [
+REVIEWS: list[dict[str, Any]] = [
     {"username": 'Chaos "Syren"\'s', "hours": 0.1, "product_id": "10", "date": "2017-12-17", "text": "it's\nok"},
     {"username": "₮ʜᴇ Wᴀʀᴛᴏɴ 🎬", "product_id": "20", "date": "2017-12-27", "text": 'a "b"', "early_access": True},
     {"username": "x", "product_id": "30", "date": "2013-01-01"},
