@@ -137,7 +137,7 @@ def _run_pair(pair: Pair, failures: _Failures) -> None:
             raise RuntimeError(failures.stages[job.fingerprint])
     storage.write_text(pair.run.path(PAIR), json.dumps(pair.content, indent=2) + "\n")
     if pair.members:
-        for member in pair.members:
+        for member in sorted(pair.members, key=lambda one: -len(one.jobs)):  # one group of workers for all stages
             if not member.is_finished:
                 _run_pair(member, failures)
         score_ensemble(pair.run, pair.system, {member.system: member.run for member in pair.members})

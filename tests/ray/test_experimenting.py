@@ -19,7 +19,7 @@ import yaml
 from pages import EXPERIMENT_FIGURES, assert_needs_no_network
 from sklearn.metrics import roc_auc_score
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 BATCH = "stages.tune_hybrid.batch"
 FEW = {"epochs": 1, "steps_per_epoch": 3}
 TREE: dict[str, Any] = {

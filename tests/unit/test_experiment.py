@@ -26,7 +26,7 @@ from rayrec.experiment.settings import Experiment, load_experiment
 from rayrec.experiment.study import is_prepared
 from rayrec.report import ExperimentReportData, write_experiment_report
 from rayrec.run import Run
-from rayrec.stages import StageName
+from rayrec.stages import Part, StageName
 from rayrec.training.launch import StageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -246,12 +246,17 @@ def test_an_ensemble_runs_what_its_members_lack(tmp_path: Path, monkeypatch: pyt
     entries = {title: VARIANTS[title] for title in ("Ensemble", "TALLRec", "SASRec")}
     pairs = [pair for pair in addressed(experiment(tmp_path, {"systems": entries})).values() if pair.seed == 0]
     done: list[str] = []
+    asked: list[list[StageName]] = []
 
     def score(run: Run, systems: list[Any]) -> None:
         done.append(systems[0].value)
         storage.write_text(run.path("predictions", f"{systems[0]}.parquet"), "")
 
     def fail(run: Run, stages: list[StageName]) -> None:
+        """The first stage reaches its end, the second does not."""
+        asked.append(stages)
+        first = pairs[0].jobs[StageName.PRETRAIN_ENCODER]
+        storage.write_text(f"{first.part_folder(Part.ENCODER)}/part.json", "{}")
         if StageName.TUNE_LORA in stages:
             raise StageError("out of memory")
 
@@ -266,11 +271,11 @@ def test_an_ensemble_runs_what_its_members_lack(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(study, "train_run", fail)
     failures = study._Failures()
     study._run_pairs(pairs, failures)
-    assert done == ["sasrec"]  # the ensemble's member, which is the row's own; TALLRec's stage fails once for all
+    assert asked == [list(StageName), [StageName.PRETRAIN_ENCODER]] and done == ["sasrec"]  # a stage fails once for all
     assert failures.pairs == {pair.fingerprint: "out of memory" for pair in pairs[:2]}
     monkeypatch.setattr(study, "train_run", lambda run, stages: None)
     study._run_pairs(pairs, study._Failures())
-    assert done == ["sasrec", "tallrec", "sasrecllm", "ensemble"] and all(pair.is_finished for pair in pairs)
+    assert done == ["sasrec", "sasrecllm", "tallrec", "ensemble"] and all(pair.is_finished for pair in pairs)
 
 
 def test_what_lies_beside_the_data_is_what_its_readers_ask_for(tmp_path: Path) -> None:

@@ -499,3 +499,21 @@ def test_the_same_pairs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
     curves = pd.read_csv(io.BytesIO(first["report/tables/training.csv"]))
     assert set(zip(curves["fold"], curves["seed"], strict=True)) == {(1, 0), (1, 1), (2, 0), (2, 1)}
     assert written() == first
+
+
+def test_an_ensemble_pools_and_is_weighed_fold_by_fold(tmp_path: Path) -> None:
+    systems = PLAIN["systems"] | {"MF": {"system": "ensemble"}}
+    of = experiment(tmp_path, systems=systems)
+    pairs = {(pair.title, pair.seed, pair.fold): pair for pair in addressed(of)}
+    for fold in (1, 2):
+        members = pairs["MF", 1, fold].members
+        assert members[0].fingerprint == pairs["SASRec", 1, fold].fingerprint
+        assert {member.run.data.folder for member in members} == {pairs["MF", 1, fold].run.data.folder}
+    told = all_told(invented(of))
+    for fold, one in told.items():
+        assert fold is not None
+        weights = {seed: {"sasrec": 1 / fold, "tallrec": 0.0, "sasrecllm": 1 - 1 / fold} for seed in (0, 1)}
+        one["MF"] = Told(predictions=one["MF"].predictions, failures={}, weights=weights)
+    results = summarise_folds(of, told, SAMPLES)
+    assert results["folds"]["2"]["systems"]["MF"]["weights"]["1"] == {"sasrec": 0.5, "tallrec": 0.0, "sasrecllm": 0.5}
+    assert "weights" not in results["systems"]["MF"] and "weights" not in results["folds"]["1"]["systems"]["SASRec"]
