@@ -84,6 +84,19 @@ def write_floor(folder: str, scratch: Path) -> None:
     Beside.FLOOR.publish(folder, scratch, chosen=[asdict(candidate) for candidate in floor.chosen])
 
 
+class _Constant:
+    """One answer to everything, which any system must beat."""
+
+    def __init__(self, answer: float) -> None:
+        self._answer = answer
+
+    def fit(self, train: Rows, valid: Rows, /) -> None:
+        """There is nothing to learn."""
+
+    def predict(self, rows: Rows, /) -> Scores:
+        return np.full(len(rows), self._answer)
+
+
 class _Counted:
     """A floor that counts how an item was liked by, or after, something else: one pass, nothing to choose."""
 
@@ -131,6 +144,8 @@ def _blocks(rows: Rows) -> Iterator[pa.Table]:
 
 FLOORS: Final = MappingProxyType[SystemName, Callable[[str], Floor]](
     {
+        SystemName.YES: lambda _: _Constant(1.0),
+        SystemName.NO: lambda _: _Constant(0.0),
         SystemName.BIAS: lambda _: _Counted(BiasFloor(), _users),
         SystemName.MARKOV: lambda _: _Counted(MarkovChain(), _last_liked),
         SystemName.FEATURES: _feature_floor,

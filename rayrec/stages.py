@@ -122,6 +122,8 @@ ENCODERS = MappingProxyType(
 
 
 class SystemName(Name):
+    YES = "always_yes"
+    NO = "always_no"
     BIAS = "bias_floor"
     MARKOV = "markov"
     FEATURES = "feature_floor"
@@ -145,6 +147,8 @@ class SystemSpec:
 
 SYSTEMS = MappingProxyType(
     {
+        SystemName.YES: SystemSpec(title="Always yes"),
+        SystemName.NO: SystemSpec(title="Always no"),
         SystemName.BIAS: SystemSpec(title="Bias floor"),
         SystemName.MARKOV: SystemSpec(title="MC"),
         SystemName.FEATURES: SystemSpec(title="Feature floor"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rayrec.models.behind import Behind, attend_behind
+from rayrec.models.packing import Pieces
 
 _FUSED, _PRODUCTS = "rayrec-fused", "rayrec-products"
 _HERE = ("cpu", "meta")  # meta: where a CPU's memory is counted
@@ -46,13 +47,19 @@ def _attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     behind: Behind | None = None,
+    pieces: Pieces | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers calls it; states of shape (B, T, H, D). ``behind``: the sequence is one of suffixes."""
+    """As transformers calls it; states of shape (B, T, H, D).
+
+    ``behind``: the sequence is one of suffixes; ``pieces``: it is several, each on its own.
+    """
     scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
+    layer: Any = module.layer_idx
     if behind is not None:
-        layer: Any = module.layer_idx
         return attend_behind(behind, layer, query_BHTD[0] * scale, key_BKLD[0], value_BKLD[0])[None], None
+    if pieces is not None:
+        return attend_pieces(pieces, layer, query_BHTD * scale, key_BKLD, value_BKLD).transpose(1, 2), None
     fused = dropout or any(options.get(name) is not None for name in _FUSED_ALONE)
     learns = learns_by_products and query_BHTD.device.type in _HERE and torch.is_grad_enabled()
     if fused or not learns:
@@ -70,6 +77,23 @@ def _attend(
         )
         return found
     return products(query_BHTD * scale, key_BKLD, value_BKLD, attention_mask).transpose(1, 2), None
+
+
+def attend_pieces(pieces: Pieces, layer: int, query_1HND: Tensor, key_1KND: Tensor, value_1KND: Tensor) -> Tensor:
+    """softmax(query . key) . value of each piece by plain products, shape (1, H, N, D)."""
+    states = (query_1HND, key_1KND, value_1KND)
+    found = []
+    for piece, (query, key, value, mask) in enumerate(
+        zip(*(torch.split(state, pieces.lengths, dim=2) for state in states), pieces.masks, strict=True)
+    ):
+        if pieces.prefixes is not None:
+            before = mask.shape[3] - mask.shape[2]
+            key, value = (
+                torch.cat([prefix[piece : piece + 1, :, :before], own], dim=2)
+                for prefix, own in zip(pieces.prefixes[layer], (key, value), strict=True)
+            )
+        found.append(products(query, key, value, mask))
+    return torch.cat(found, dim=2)
 
 
 def products(query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask_B1TL: Tensor | None) -> Tensor:

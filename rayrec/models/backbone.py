@@ -15,9 +15,9 @@ from rayrec.batch import SplitPrompt
 from rayrec.config.model import LoraConfig
 from rayrec.errors import InputError
 from rayrec.models.attention import replace_attention
-from rayrec.models.behind import filled, lay_out
+from rayrec.models.behind import Behind, filled, lay_out
 from rayrec.models.dropout import replace_dropouts
-from rayrec.models.packing import joined, pack
+from rayrec.models.packing import Pieces, joined, pack
 
 
 class Backbone(nn.Module):
@@ -30,6 +30,7 @@ class Backbone(nn.Module):
         self.yes_only = yes_only
         self.recomputes = False  # gradient checkpointing: layers keep no keys and values
         self.parts_suffixes = False  # its attention knows suffixes from prefixes
+        self.learns_by_products = False  # and is plain products where a CPU learns
         # A buffer, not a parameter: it stays fp32 whatever the engine does. Untuned answer scores differ by less than
         # bf16's rounding, which alone would reorder them.
         self.register_buffer("answer_rows_2H", answer_rows_2H.float().clone(), persistent=False)
@@ -38,6 +39,7 @@ class Backbone(nn.Module):
     def replace_attention(self, *, products: bool) -> None:
         """Attend by this project's own functions where the architecture allows it; see ``models/attention.py``."""
         self.parts_suffixes = replace_attention(self.decoder, products=products)
+        self.learns_by_products = self.parts_suffixes and products
 
     @property
     def hidden(self) -> int:
@@ -66,11 +68,13 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """The same logits for prompts cut in two, shape (B,); every prefix is computed once.
 
-        Where nothing left of the cut learns, the prefixes run without gradient and leave their keys and values; else
-        prefix and suffixes make up one sequence, in which a suffix sees its prefix and itself.
+        Where nothing left of the cut learns, the prefixes run without gradient and leave their keys and values; else, or
+        where neither gradients nor tokens would be saved, prefix and suffixes make up one sequence, in which a suffix sees
+        its prefix and itself.
         """
-        recomputes = self.recomputes and torch.is_grad_enabled()
-        if prefix_learns or recomputes or not self.parts_suffixes:
+        learns = torch.is_grad_enabled()
+        shares_nothing = len(prefix_UPH) == len(suffix_BSH)
+        if prefix_learns or (self.recomputes if learns else shares_nothing) or not self.parts_suffixes:
             last_BH = self._packed(prefix_UPH, suffix_BSH, prompt)
         else:
             last_BH = self._behind(prefix_UPH, suffix_BSH, prompt)
@@ -79,20 +83,16 @@ class Backbone(nn.Module):
     def _behind(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
         with torch.no_grad():
             layers = self.decoder(inputs_embeds=prefix_UPH, use_cache=True).past_key_values.layers
+        if self._learns_in_pieces(prefix_UPH):
+            return self._in_pieces(prefix_UPH, suffix_BSH, prompt, [(layer.keys, layer.values) for layer in layers])
         behind = lay_out(prompt, [layer.keys for layer in layers], [layer.values for layer in layers])
-        states_1NH = self.decoder(
-            inputs_embeds=suffix_BSH[filled(prompt)][None],
-            attention_mask=behind.own_place_N.new_ones(
-                1, 1, 1, 1
-            ),  # unread; for none at all one of N x N would be made
-            position_ids=behind.position_N[None],
-            use_cache=False,
-            behind=behind,
-        ).last_hidden_state
+        states_1NH = self._unpadded(suffix_BSH[filled(prompt)], behind.position_N, behind=behind)
         last_BH: Tensor = states_1NH[0, behind.last_B]
         return last_BH
 
     def _packed(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
+        if self._learns_in_pieces(prefix_UPH):
+            return self._in_pieces(prefix_UPH, suffix_BSH, prompt)
         packed = pack(prompt)
         mask = None if packed.is_plain else packed.mask()
         if mask is not None and not self.parts_suffixes:  # an attention of the architecture's own may add it to scores
@@ -106,6 +106,41 @@ class Backbone(nn.Module):
         ).last_hidden_state
         last_BH: Tensor = states_UTH[prompt.prefix_of_B, packed.last_B]
         return last_BH
+
+    def _learns_in_pieces(self, embeddings: Tensor) -> bool:
+        """A CPU's small products cost it little more than one large one, and padding costs what it is."""
+        return self.learns_by_products and embeddings.device.type == "cpu" and torch.is_grad_enabled()
+
+    def _in_pieces(
+        self,
+        prefix_UPH: Tensor,
+        suffix_BSH: Tensor,
+        prompt: SplitPrompt,
+        prefixes: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """``prefixes``: keys and values that the prefixes left in every layer; without them they are computed, too."""
+        packed = pack(prompt)
+        asked_UT = packed.places_UT(prefixes=prefixes is None)
+        states_1NH = self._unpadded(
+            joined(packed, prefix_UPH, suffix_BSH)[asked_UT],
+            packed.position_UT[asked_UT],
+            pieces=packed.pieces(prefixes),
+        )
+        place_UT = asked_UT.flatten().cumsum(0).view_as(asked_UT) - 1
+        last_BH: Tensor = states_1NH[0, place_UT[prompt.prefix_of_B, packed.last_B]]
+        return last_BH
+
+    def _unpadded(self, embeddings_NH: Tensor, position_N: Tensor, **layout: Behind | Pieces) -> Tensor:
+        """States of tokens that attend as ``layout`` says, shape (1, N, H)."""
+        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=position_N.device)  # for no mask one of N x N is made
+        states_1NH: Tensor = self.decoder(
+            inputs_embeds=embeddings_NH[None],
+            attention_mask=unread,
+            position_ids=position_N[None],
+            use_cache=False,
+            **layout,
+        ).last_hidden_state
+        return states_1NH
 
     def embedding_spread(self) -> float:
         """Standard deviation of the token embeddings."""

@@ -5,6 +5,7 @@ Shapes: U prefixes, B rows, S suffix tokens, T tokens of the longest sequence.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,14 @@ from torch import Tensor
 from rayrec.batch import SplitPrompt
 
 _PADDING, _PREFIX = -1, 0
+
+
+class Pieces(NamedTuple):
+    """Sequences one behind another, without padding; each sees itself and, where there is one, its prefix."""
+
+    lengths: list[int]
+    masks: list[Tensor]  # of a sequence of Q tokens behind P: True where attention is allowed, shape (1, 1, Q, P + Q)
+    prefixes: list[tuple[Tensor, Tensor]] | None  # a layer's keys and values of all prefixes, (U, K, longest, D)
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,19 @@ class Packed:
     def is_plain(self) -> bool:
         """No prefix is shared: causal attention is all that is needed."""
         return len(self.last_B) == len(self.part_UT)
+
+    def places_UT(self, *, prefixes: bool) -> Tensor:
+        """Where the suffixes' tokens lie, and the prefixes' if they are asked for."""
+        return self.part_UT >= _PREFIX if prefixes else self.part_UT > _PREFIX
+
+    def pieces(self, prefixes: list[tuple[Tensor, Tensor]] | None = None) -> Pieces:
+        """The sequences without their padding; behind prefixes that left keys and values, the suffixes alone."""
+        whole_U = self.places_UT(prefixes=True).sum(1).tolist()
+        asked_U = self.places_UT(prefixes=prefixes is None).sum(1).tolist()
+        masks = zip(torch.split(self.mask(), 1), whole_U, asked_U, strict=True)
+        return Pieces(
+            asked_U, [mask_11TT[:, :, whole - asked : whole, :whole] for mask_11TT, whole, asked in masks], prefixes
+        )
 
     def mask(self) -> Tensor:
         """True where attention is allowed, shape (U, 1, T, T).

@@ -247,7 +247,7 @@ def test_stages_that_nothing_inherits_from_are_left_out(uninterrupted: Pipeline,
     assert "pretrain_encoder" not in first.out and "tune_lora" not in first.out and "TALLRec" not in first.out
     assert [path.name for path in (run / "parts").iterdir()] == ["tune_hybrid"]
     assert {path.name for path in (run / "parts" / "tune_hybrid").iterdir()} == {"encoder", "mapper", "lora"}
-    systems = {"bias_floor", "markov", "feature_floor", "icl", "sasrecllm"}
+    systems = {"always_yes", "always_no", "bias_floor", "markov", "feature_floor", "icl", "sasrecllm"}
     assert {path.stem for path in (run / "predictions").iterdir()} == systems
     assert set(json.loads((run / "metrics.json").read_text())) == systems
     assert "tune_hybrid" in (run / "report" / "index.html").read_text()

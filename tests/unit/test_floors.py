@@ -16,6 +16,7 @@ from rayrec.data import columns as c
 from rayrec.data.rows import HISTORY
 from rayrec.errors import InputError
 from rayrec.floors import FLOORS, floor_scores, write_floor
+from rayrec.metrics.pointwise import auc, log_loss
 from rayrec.models.baselines.bias import BiasFloor
 from rayrec.models.baselines.features import FeatureFloor
 from rayrec.models.baselines.markov import MarkovChain
@@ -68,6 +69,16 @@ def last_liked(frame: pd.DataFrame) -> list[int]:
 
 def test_every_system_without_a_model_is_a_floor() -> None:
     assert set(FLOORS) == {system for system, spec in SYSTEMS.items() if spec.reads is None and not spec.members}
+
+
+@pytest.mark.parametrize(("system", "answer"), [(SystemName.YES, 1.0), (SystemName.NO, 0.0)])
+def test_one_answer_to_everything(
+    rows: dict[str, pd.DataFrame], ids: np.ndarray, tmp_path: Path, system: SystemName, answer: float
+) -> None:
+    found = floor_scores(system, str(tmp_path / "data"), ids)
+    assert found.tolist() == [answer] * len(ids)
+    label = rows["test"].loc[ids].label
+    assert auc(label, found) == 0.5 and np.isfinite(log_loss(label, found))
 
 
 def test_bias(rows: dict[str, pd.DataFrame], ids: np.ndarray, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_run_trains_and_scores_what_is_needed(
 ) -> None:
     of = run(tmp_path, stages={"tune_hybrid": hybrid})
     assert [*of.stages] == [*stages, "tune_hybrid"]
-    assert [*of.systems] == ["bias_floor", "markov", "feature_floor", *systems, "sasrecllm"]
+    assert [*of.systems] == ["always_yes", "always_no", "bias_floor", "markov", "feature_floor", *systems, "sasrecllm"]
 
 
 def test_a_stage_alone_asks_for_what_it_inherits(tmp_path: Path) -> None:
