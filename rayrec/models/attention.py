@@ -5,6 +5,7 @@ rows of one product, so no key is copied. Shapes: B sequences, H query heads, K 
 queries, L keys, D width of a head.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -81,19 +82,17 @@ def _attend(
 
 def attend_pieces(pieces: Pieces, layer: int, query_1HND: Tensor, key_1KND: Tensor, value_1KND: Tensor) -> Tensor:
     """softmax(query . key) . value of each piece by plain products, shape (1, H, N, D)."""
-    states = (query_1HND, key_1KND, value_1KND)
-    found = []
-    for piece, (query, key, value, mask) in enumerate(
-        zip(*(torch.split(state, pieces.lengths, dim=2) for state in states), pieces.masks, strict=True)
-    ):
-        if pieces.prefixes is not None:
-            before = mask.shape[3] - mask.shape[2]
-            key, value = (
-                torch.cat([prefix[piece : piece + 1, :, :before], own], dim=2)
-                for prefix, own in zip(pieces.prefixes[layer], (key, value), strict=True)
-            )
-        found.append(products(query, key, value, mask))
-    return torch.cat(found, dim=2)
+    query, key, value = (torch.split(state, pieces.lengths, dim=2) for state in (query_1HND, key_1KND, value_1KND))
+    if pieces.prefixes is not None:
+        keys_UKPD, values_UKPD = pieces.prefixes[layer]
+        key, value = _behind(keys_UKPD, key, pieces.masks), _behind(values_UKPD, value, pieces.masks)
+    return torch.cat([products(*piece) for piece in zip(query, key, value, pieces.masks, strict=True)], dim=2)
+
+
+def _behind(prefix_UKPD: Tensor, own: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Each piece's own keys, or values, behind those of its prefix."""
+    size = [mask.shape[3] - mask.shape[2] for mask in masks]
+    return tuple(torch.cat([prefix_UKPD[None, at, :, : size[at]], state], dim=2) for at, state in enumerate(own))
 
 
 def products(query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask_B1TL: Tensor | None) -> Tensor:

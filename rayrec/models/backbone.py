@@ -68,9 +68,9 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """The same logits for prompts cut in two, shape (B,); every prefix is computed once.
 
-        Where nothing left of the cut learns, the prefixes run without gradient and leave their keys and values; else, or
-        where neither gradients nor tokens would be saved, prefix and suffixes make up one sequence, in which a suffix sees
-        its prefix and itself.
+        Where nothing left of the cut learns, the prefixes run without gradient and leave their keys and values; else,
+        or where that saves neither gradients nor tokens, prefix and suffixes make up one sequence, in which a suffix
+        sees its prefix and itself.
         """
         learns = torch.is_grad_enabled()
         shares_nothing = len(prefix_UPH) == len(suffix_BSH)
@@ -120,7 +120,7 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """``prefixes``: keys and values that the prefixes left in every layer; without them they are computed, too."""
         packed = pack(prompt)
-        asked_UT = packed.places_UT(prefixes=prefixes is None)
+        asked_UT = packed.occupied(prefixes=prefixes is None)
         states_1NH = self._unpadded(
             joined(packed, prefix_UPH, suffix_BSH)[asked_UT],
             packed.position_UT[asked_UT],

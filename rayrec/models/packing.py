@@ -38,14 +38,14 @@ class Packed:
         """No prefix is shared: causal attention is all that is needed."""
         return len(self.last_B) == len(self.part_UT)
 
-    def places_UT(self, *, prefixes: bool) -> Tensor:
-        """Where the suffixes' tokens lie, and the prefixes' if they are asked for."""
+    def occupied(self, *, prefixes: bool) -> Tensor:
+        """Where the suffixes' tokens lie, and the prefixes' if they are asked for; bool, shape (U, T)."""
         return self.part_UT >= _PREFIX if prefixes else self.part_UT > _PREFIX
 
     def pieces(self, prefixes: list[tuple[Tensor, Tensor]] | None = None) -> Pieces:
         """The sequences without their padding; behind prefixes that left keys and values, the suffixes alone."""
-        whole_U = self.places_UT(prefixes=True).sum(1).tolist()
-        asked_U = self.places_UT(prefixes=prefixes is None).sum(1).tolist()
+        whole_U = self.occupied(prefixes=True).sum(1).tolist()
+        asked_U = self.occupied(prefixes=prefixes is None).sum(1).tolist()
         masks = zip(torch.split(self.mask(), 1), whole_U, asked_U, strict=True)
         return Pieces(
             asked_U, [mask_11TT[:, :, whole - asked : whole, :whole] for mask_11TT, whole, asked in masks], prefixes
