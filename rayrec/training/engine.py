@@ -191,14 +191,14 @@ class Engine:
 
     def loss_scale(self) -> dict[str, float]:
         """The dynamic loss scaler's state (fp16), else empty."""
-        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
-        return {k: float(getattr(scaler, k)) for k in _SCALER_STATE if hasattr(scaler, k)} if scaler else {}
+        scaler = _dynamic_scaler(self._engine.optimizer)
+        return {k: float(getattr(scaler, k)) for k in _SCALER_STATE if hasattr(scaler, k)}
 
     def restore_loss_scale(self, state: Mapping[str, float]) -> None:
-        """Put back what ``loss_scale`` gave."""
-        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
-        for key, value in state.items():
-            setattr(scaler, key, value if key == "cur_scale" else int(value))
+        """Put back what ``loss_scale`` gave, perhaps in another precision: what does not scale needs none of it."""
+        scaler = _dynamic_scaler(self._engine.optimizer)
+        for key in state.keys() & {name for name in _SCALER_STATE if hasattr(scaler, name)}:
+            setattr(scaler, key, state[key] if key == "cur_scale" else int(state[key]))
 
     def close(self) -> None:
         """Take DeepSpeed's hooks off the model, so that the memory of both can go."""
@@ -253,7 +253,14 @@ class Engine:
         return held
 
 
+_SCALERS = (("loss_scaler", "dynamic"), ("loss_scale_config", "dynamic_loss_scale"))  # with ZeRO, and without
 _SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def _dynamic_scaler(optimizer: Any) -> Any | None:
+    """What of DeepSpeed's optimizer holds a loss scale that moves; None but for fp16."""
+    held = ((getattr(optimizer, name, None), moves) for name, moves in _SCALERS)
+    return next((scaler for scaler, moves in held if getattr(scaler, moves, False)), None)
 
 
 def _is_unsharded(parameter: nn.Parameter) -> bool:
