@@ -10,7 +10,7 @@ import torch
 
 from rayrec.benchmark.encoders import RECTOOLS, OwnEncoderLoop, rectools
 from rayrec.benchmark.metrics import MetricRows
-from rayrec.benchmark.references import CollmLoop, OnePromptEach, TrainerLoop
+from rayrec.benchmark.references import CollmLoop, CollmModel, OnePromptEach, TrainerLoop
 from rayrec.benchmark.rows import Rounds
 from rayrec.benchmark.settings import Benchmark, Subject
 from rayrec.benchmark.stages import OwnLoop
@@ -33,7 +33,8 @@ COLLM = (
     "CoLLM's loop: fp32 weights (autocast in bf16), left padding, whole vocabulary, gradient through the whole prompt"
 )
 TRAINER = "transformers.Trainer with peft: fp32 weights (autocast in bf16), left padding, the answer as the last token"
-EACH = "one prompt a candidate, batches of 16, the same model"
+EACH = "one prompt a candidate, batches of 16, the same model: low-precision weights, merged LoRA, two answer logits"
+COLLM_EACH = "one prompt a candidate, batches of 16, CoLLM's forward pass as above"
 PLAIN = "the same without torch.compile, whose own minutes are in the round that does not count"
 GROUPBY = "pandas groupby with scikit-learn's roc_auc_score for each user, and once for all"
 
@@ -114,12 +115,12 @@ def _hybrid(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
 
 
 def _reranking(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
-    job = _job(benchmark, data, StageName.TUNE_HYBRID)
-    config = benchmark.base
+    job, config = _job(benchmark, data, StageName.TUNE_HYBRID), benchmark.base
     shape = model_shape(config, job.facts, with_backbone=True)
-    model = _fresh(job, shape)
+    model, soft = _fresh(job, shape), _fresh(job, shape)
     if model.backbone is not None:
         merge_lora(model.backbone)
+    soft.backbone = None  # CoLLM's loads its own
     cast_weights(model, config.engine.precision)
     model.to(the_device())
     tokenizer = load_tokenizer(local_backbone(config.backbone.sources))
@@ -132,14 +133,21 @@ def _reranking(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
     def ours(number: int) -> int:
         return sum(len(score_candidates(model, prompts, config, history, candidates)) for history in histories)
 
-    yield compare(
-        name=f"re-ranking {count} candidates",
-        reference=EACH,
-        unit="candidates/s",
-        ours=ours,
-        theirs=OnePromptEach(model, prompts, config, histories[0], candidates),
-        rounds=_MORE * benchmark.config.rounds,
-    )
+    for reference in (EACH, COLLM_EACH):
+        theirs: CollmModel | None = CollmModel(config, shape, soft) if reference is COLLM_EACH else None
+        for module in (model, soft):
+            module.set_mode(())
+        if theirs is not None:
+            theirs.llm.eval()
+        score = model if theirs is None else theirs.logits
+        yield compare(
+            name=f"re-ranking {count} candidates",
+            reference=reference,
+            unit="candidates/s",
+            ours=ours,
+            theirs=OnePromptEach(score, prompts, config, histories[0], candidates, read=job.facts.max_len),
+            rounds=_MORE * benchmark.config.rounds,
+        )
 
 
 def _metrics(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:

@@ -7,7 +7,7 @@ random batch, logits of the whole vocabulary, gradients through the whole prompt
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rayrec.batch import Prompt
+from rayrec.batch import Batch, Prompt
 from rayrec.benchmark.rows import Rounds
 from rayrec.benchmark.timing import the_device
 from rayrec.config import Config
@@ -42,23 +42,45 @@ def causal_lm(shape: ModelShape, lora: LoraConfig) -> Any:
     return peft.get_peft_model(model, lora_adapter(lora, "CAUSAL_LM"))
 
 
-class CollmLoop:
-    """One of CoLLM's two steps; ``model`` holds the encoder and mapper of the second, else None."""
+class CollmModel:
+    """CoLLM's forward pass; ``soft`` holds the encoder and mapper of hybrid prompts, None for text."""
 
-    def __init__(self, rounds: Rounds, shape: ModelShape, model: SASRecLLM | None) -> None:
-        self.rounds, self.soft = rounds, model
-        self.llm = causal_lm(shape, rounds.job.config.lora)
+    def __init__(self, config: Config, shape: ModelShape, soft: SASRecLLM | None) -> None:
+        self.config, self.soft = config, soft
+        self.llm = causal_lm(shape, config.lora)
         self.answers = list(shape.answers or ())
-        if model is not None:
-            self.llm.requires_grad_(False)
-            model.freeze_all_but((Part.ENCODER, Part.MAPPER))
-        self.device, low = the_device(), rounds.job.precision
-        for module in (self.llm, model):
+        self.device, low = the_device(), config.engine.precision
+        for module in (self.llm, soft):
             if module is not None:
                 module.to(self.device)
         self.autocast = torch.autocast(self.device.type, DTYPES[low], enabled=low != "fp32")
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=low == "fp16")
-        trained = [p for m in (self.llm, model) if m is not None for p in m.parameters() if p.requires_grad]
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Shape (B,), of whole prompts."""
+        assert isinstance(batch.prompt, Prompt)
+        with self.autocast:
+            embeddings = self.llm.get_input_embeddings()(batch.prompt.tokens_BT)
+            if self.soft is not None:
+                rows_B11 = torch.arange(batch.rows, device=self.device)[:, None, None]
+                vectors = self.soft.soft_tokens(batch).to(embeddings.dtype)
+                embeddings = embeddings.index_put((rows_B11, batch.prompt.soft_at_B2K), vectors)
+            embeddings, mask = _left_padded(embeddings, batch.prompt.length_B)
+            logits_BTV = self.llm(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).logits
+        yes_B, no_B = logits_BTV[:, -1, self.answers].float().unbind(-1)
+        return yes_B - no_B  # type: ignore[no-any-return]
+
+
+class CollmLoop:
+    """One of CoLLM's two steps; ``soft`` as for ``CollmModel``."""
+
+    def __init__(self, rounds: Rounds, shape: ModelShape, soft: SASRecLLM | None) -> None:
+        self.rounds, self.soft = rounds, soft
+        self.model = CollmModel(rounds.job.config, shape, soft)
+        if soft is not None:
+            self.model.llm.requires_grad_(False)
+            soft.freeze_all_but((Part.ENCODER, Part.MAPPER))
+        self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=rounds.job.precision == "fp16")
+        trained = [p for m in (self.model.llm, soft) if m is not None for p in m.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=rounds.job.settings.lr)
 
     def __call__(self, number: int) -> int:
@@ -69,20 +91,11 @@ class CollmLoop:
 
     def step(self, table: pa.Table) -> float:
         """One optimizer step over a batch."""
-        batch = collate(table, self.rounds.job.config.mapper.tokens, Cut.NOWHERE).to(self.device)
-        assert isinstance(batch.prompt, Prompt)
-        self.llm.train(self.soft is None)
-        with self.autocast:
-            embeddings = self.llm.get_input_embeddings()(batch.prompt.tokens_BT)
-            if self.soft is not None:
-                self.soft.set_mode((Part.ENCODER, Part.MAPPER))
-                rows_B11 = torch.arange(batch.rows, device=self.device)[:, None, None]
-                vectors = self.soft.soft_tokens(batch).to(embeddings.dtype)
-                embeddings = embeddings.index_put((rows_B11, batch.prompt.soft_at_B2K), vectors)
-            embeddings, mask = _left_padded(embeddings, batch.prompt.length_B)
-            logits_BTV = self.llm(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).logits
-            yes, no = logits_BTV[:, -1, self.answers].float().unbind(-1)
-            loss = F.binary_cross_entropy_with_logits(yes - no, batch.label_B)
+        batch = collate(table, self.rounds.job.config.mapper.tokens, Cut.NOWHERE).to(self.model.device)
+        self.model.llm.train(self.soft is None)
+        if self.soft is not None:
+            self.soft.set_mode((Part.ENCODER, Part.MAPPER))
+        loss = F.binary_cross_entropy_with_logits(self.model.logits(batch), batch.label_B)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
@@ -134,22 +147,28 @@ class TrainerLoop:
 
 
 class OnePromptEach:
-    """Candidates as rows of their own, in batches of 16, by the model that they are compared with."""
+    """A user's candidates as rows of their own, in batches of 16, by whatever scores a batch in evaluation mode."""
 
     def __init__(
-        self, model: SASRecLLM, prompts: PromptEncoder, config: Config, history: Sequence[int], items: Sequence[int]
+        self,
+        score: Callable[[Batch], Tensor],
+        prompts: PromptEncoder,
+        config: Config,
+        history: Sequence[int],
+        items: Sequence[int],
+        *,
+        read: int,
     ) -> None:
-        self.model, self.prompts, self.config, self.history, self.items = model, prompts, config, history, items
+        """``read``: the longest history that the encoder reads."""
+        self.score, self.prompts, self.config, self.read = score, prompts, config, read
+        self.history, self.items = history, items
 
     @torch.no_grad()
     def __call__(self, number: int) -> int:
-        assert self.model.encoder is not None
-        self.model.set_mode(())
-        read = self.model.encoder.max_len
         for start in range(0, len(self.items), _EACH):
             some = self.items[start : start + _EACH]
-            table = candidate_table(self.prompts, self.history, some, shown=self.config.data.history, read=read)
-            self.model(collate(table, self.config.mapper.tokens, Cut.NOWHERE).to(the_device())).cpu()
+            table = candidate_table(self.prompts, self.history, some, shown=self.config.data.history, read=self.read)
+            self.score(collate(table, self.config.mapper.tokens, Cut.NOWHERE).to(the_device())).cpu()
         return len(self.items)
 
 
