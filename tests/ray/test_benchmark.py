@@ -34,11 +34,12 @@ def test_every_subject_is_measured(job_env: dict[str, str], tmp_path: Path) -> N
         "LoRA stage",
         "hybrid stage",
         "re-ranking 20 candidates",
+        "re-ranking 20 candidates",
         "AUC and UAUC of 20,000 rows",
     ]
     assert (table["ratio"] > 0).all() and (table["ours"] / table["theirs"] > 0).all()
     content = json.loads((folder / "benchmark.json").read_text())
-    assert len(content["comparisons"]) == 6 and content["machine"]["matmul GFLOP/s, fp32"] > 0
+    assert len(content["comparisons"]) == 7 and content["machine"]["matmul GFLOP/s, fp32"] > 0
     shares = table.loc[table["name"].isin(["LoRA stage", "hybrid stage"]), "our share of matmul peak"]
     assert len(shares) == 3 and shares.between(0.0001, 1).all()
     assert content["machine"]["checkpoint"].endswith(" s") and content["machine"]["input wait, share of a step"]
