@@ -26,9 +26,7 @@ NEXT = {(0, 3): 4, (1, 0): 2, (1, 1): 3, (1, 2): 4, (2, 1): 7, (2, 2): 30, (2, 3
 
 def model(kind: EncoderKind = EncoderKind.SASREC, items: int = ITEMS) -> Any:
     torch.manual_seed(1)
-    encoder = build_encoder(
-        EncoderConfig(kind=kind, width=8, dropout=0.0), ModelShape(users=1, items=items, max_len=4)
-    )
+    encoder = build_encoder(EncoderConfig(kind=kind, width=8, dropout=0.0), ModelShape(users=1, items=items, max_len=4))
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(0.4 * torch.randn_like(parameter))

@@ -307,7 +307,7 @@ def test_it_learns(kind: EncoderKind, loss: Loss) -> None:
     objective = Objective(SASRecLLM(encoder(kind), None, None), loss, PretrainEncoderConfig(loss=loss).of_loss)
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
     values = []
-    for _ in range(20):
+    for _ in range(40):
         torch.manual_seed(0)
         value = objective(batch())
         optimizer.zero_grad()
