@@ -42,6 +42,31 @@ class Loss(Name):
     LABEL_BCE = "label_bce"  # BCE of the row's score against its label
     NEXT_ITEM = "next_item"  # SASRec's own: one sampled negative at every position
     SOFTMAX = "softmax"  # the same positions against the whole catalogue
+    SAMPLED_SOFTMAX = "sampled_softmax"  # the same against a sample of it
+    GBCE = "gbce"  # gSASRec's: BCE against such a sample, calibrated
+    CLOZE = "cloze"  # BERT4Rec's: masked items of a sequence against the whole catalogue
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """What a loss asks for."""
+
+    needs: str = ""  # of the encoder; nothing: any will do
+    reads: frozenset[str] = frozenset()  # settings of its own, of the stage
+
+
+_FORWARDS = "an encoder that reads a sequence forwards"
+
+LOSSES = MappingProxyType(
+    {
+        Loss.LABEL_BCE: LossSpec(),
+        Loss.NEXT_ITEM: LossSpec(needs=_FORWARDS),
+        Loss.SOFTMAX: LossSpec(needs=_FORWARDS),
+        Loss.SAMPLED_SOFTMAX: LossSpec(needs=_FORWARDS, reads=frozenset({"negatives"})),
+        Loss.GBCE: LossSpec(needs=_FORWARDS, reads=frozenset({"negatives", "calibration"})),
+        Loss.CLOZE: LossSpec(needs="an encoder that reads a sequence both ways"),
+    }
+)
 
 
 class EncoderKind(Name):
@@ -49,6 +74,7 @@ class EncoderKind(Name):
     MF = "mf"
     NEUMF = "neumf"
     GRU = "gru"
+    BERT4REC = "bert4rec"
 
 
 class Start(Name):
@@ -87,7 +113,7 @@ STAGES = MappingProxyType(
         StageName.PRETRAIN_ENCODER: StageSpec(
             trains=frozenset({Part.ENCODER}),
             reads=Stream.INTERACTIONS,
-            losses=(Loss.LABEL_BCE, Loss.NEXT_ITEM, Loss.SOFTMAX),
+            losses=tuple(Loss),
         ),
         StageName.TUNE_LORA: StageSpec(trains=frozenset({Part.LORA}), reads=Stream.TEXT_PROMPTS),
         StageName.TUNE_HYBRID: StageSpec(
@@ -109,14 +135,21 @@ class EncoderSpec:
     losses: tuple[Loss, ...] = (Loss.LABEL_BCE,)
 
 
+_OF_FORWARDS = tuple(loss for loss, spec in LOSSES.items() if spec.needs in {"", _FORWARDS})
+
 ENCODERS = MappingProxyType(
     {
         EncoderKind.SASREC: EncoderSpec(
-            title="SASRec", reads=frozenset({"blocks", "heads", "dropout", "history"}), losses=tuple(Loss)
+            title="SASRec", reads=frozenset({"blocks", "heads", "dropout", "history"}), losses=_OF_FORWARDS
         ),
         EncoderKind.MF: EncoderSpec(title="MF", reads=frozenset()),
         EncoderKind.NEUMF: EncoderSpec(title="NeuMF", reads=frozenset({"dropout"})),
-        EncoderKind.GRU: EncoderSpec(title="GRU", reads=frozenset({"dropout", "history"}), losses=tuple(Loss)),
+        EncoderKind.GRU: EncoderSpec(title="GRU", reads=frozenset({"dropout", "history"}), losses=_OF_FORWARDS),
+        EncoderKind.BERT4REC: EncoderSpec(
+            title="BERT4Rec",
+            reads=frozenset({"blocks", "heads", "dropout", "mask"}),
+            losses=(Loss.LABEL_BCE, Loss.CLOZE),
+        ),
     }
 )
 

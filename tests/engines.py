@@ -63,6 +63,7 @@ OF_A_KIND = {
     EncoderKind.MF: {"width": WIDTH},
     EncoderKind.NEUMF: {"width": 8, "dropout": 0.0},
     EncoderKind.GRU: {"width": WIDTH, "dropout": 0.0},
+    EncoderKind.BERT4REC: {"width": WIDTH, "heads": 1, "dropout": 0.0},
 }
 
 

@@ -16,7 +16,7 @@ from rayrec.config.model import BackboneConfig, EncoderConfig, LoraConfig, Mappe
 from rayrec.config.section import Section
 from rayrec.config.trackers import TrackersConfig
 from rayrec.config.training import ClusterConfig, EngineConfig, FastConfig, StagesConfig
-from rayrec.stages import ENCODERS, STAGES, History, Loss, Part, StageName
+from rayrec.stages import ENCODERS, LOSSES, STAGES, History, Loss, Part, StageName
 
 STORE = "store"  # folder beside the runs
 
@@ -92,7 +92,7 @@ class Config(Section):
         kind, loss = self.encoder.kind, self.stages[name].loss
         if Part.ENCODER in STAGES[name].trains and loss not in ENCODERS[kind].losses:
             raise ValueError(
-                f"stages.{name}.loss: {loss} needs an encoder that reads a sequence, and {kind} does not;"
+                f"stages.{name}.loss: {loss} needs {LOSSES[loss].needs}, and {kind} does not;"
                 f" use {' or '.join(ENCODERS[kind].losses)}"
             )
         if self.encoder.offset and name is StageName.PRETRAIN_ENCODER and loss is not Loss.LABEL_BCE:
@@ -122,7 +122,14 @@ def micro_batch_rows(config: Config, name: StageName, workers: int) -> int:
 # What may change between two calls without changing any result: how to run is not what to run.
 _NOT_IDENTITY: Any = {"name": True, "storage": True, "cluster": True, "trackers": True, "backbone": {"plan_from": True}}
 # Settings that are younger than runs: at their defaults they are left out, so that what was bound before stays bound.
-_YOUNGER = ("encoder.history", "encoder.offset", "mapper.offset")
+_YOUNGER = (
+    "encoder.history",
+    "encoder.mask",
+    "encoder.offset",
+    "mapper.offset",
+    "stages.pretrain_encoder.negatives",
+    "stages.pretrain_encoder.calibration",
+)
 
 
 def identity(config: Config) -> dict[str, Any]:

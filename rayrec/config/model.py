@@ -28,10 +28,11 @@ class EncoderConfig(Section):
 
     kind: EncoderKind = EncoderKind.SASREC
     width: PositiveInt = 64  # of user and item vectors
-    blocks: PositiveInt = 2  # sasrec
-    heads: PositiveInt = 4  # sasrec
+    blocks: PositiveInt = 2  # sasrec, bert4rec
+    heads: PositiveInt = 4  # sasrec, bert4rec
     dropout: float = Field(0.2, ge=0, lt=1)  # all but mf
     history: History = History.LIKED  # sasrec, gru
+    mask: float = Field(0.2, gt=0, lt=1)  # bert4rec: share of a sequence that `cloze` hides
     # The newest items of a row's history; auto: their mean per training user. Rows are batched by it whatever the kind,
     # so that all kinds see the same batches in the same order.
     max_len: PositiveInt | Literal["auto"] = "auto"
@@ -39,7 +40,7 @@ class EncoderConfig(Section):
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "EncoderConfig":
-        if self.kind is EncoderKind.SASREC and self.width % self.heads:
+        if "heads" in ENCODERS[self.kind].reads and self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
         if self.kind is EncoderKind.NEUMF and self.width % _TOWER:
             raise ValueError(f"width {self.width} is not divisible by {_TOWER}: neumf halves it three times")

@@ -1,14 +1,15 @@
 """How stages train: engine, short cuts, workers, steps."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from rayrec.config.section import Section
-from rayrec.stages import STAGES, Loss, Part, StageName, Start, inherited
+from rayrec.stages import LOSSES, STAGES, Loss, Part, StageName, Start, inherited
 
 Precision = Literal["fp32", "bf16", "fp16"]
+_OF_LOSSES = sorted({key for spec in LOSSES.values() for key in spec.reads})  # settings that not every loss reads
 
 
 class EngineConfig(Section):
@@ -96,12 +97,27 @@ class StageConfig(Section):
     starts_from: Mapping[Part, str] = {}
     resume_from: str | None = None  # folder of a checkpoint of this stage, trained with another engine, to go on from
 
+    @property
+    def of_loss(self) -> dict[str, Any]:
+        """The settings that the loss reads, by name."""
+        return {key: getattr(self, key) for key in sorted(LOSSES[self.loss].reads)}
+
 
 class PretrainEncoderConfig(StageConfig):
     epochs: PositiveInt = 200
     batch: PositiveInt = 1024
     patience: PositiveInt = 5
     checkpoint_every: PositiveInt = 1
+    negatives: PositiveInt = 256  # sampled_softmax, gbce: other items that a position is told from
+    calibration: float = Field(0.75, ge=0, le=1)  # gbce: 0 is plain BCE, 1 scores as a loss over all items would
+
+    @model_validator(mode="after")
+    def _fits_its_loss(self) -> "PretrainEncoderConfig":
+        for key in _OF_LOSSES:
+            default = type(self).model_fields[key].default
+            if key not in LOSSES[self.loss].reads and getattr(self, key) != default:
+                raise ValueError(f"{self.loss} does not read {key}; leave it out, or at its default, {default}")
+        return self
 
 
 class TuneLoraConfig(StageConfig):

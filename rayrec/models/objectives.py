@@ -1,13 +1,17 @@
 """Training objectives: a model and a batch in, one scalar out."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayrec.batch import Batch
+from rayrec.models.bert4rec import BERT4Rec
+from rayrec.models.catalogue_sample import Sampled, gbce_loss, sampled_logits, sampled_softmax_loss
 from rayrec.models.catalogue_softmax import catalogue_cross_entropy
 from rayrec.models.encoder import SequenceEncoder
 from rayrec.models.sasrecllm import SASRecLLM
@@ -51,6 +55,41 @@ def softmax(model: SASRecLLM, batch: Batch) -> Tensor:
     return catalogue_cross_entropy(states_ND, encoder.item.weight[1:], next_BL[there_BL] - 1)
 
 
+def sampled_softmax(model: SASRecLLM, batch: Batch, *, negatives: int) -> Tensor:
+    """At every position the next liked item against ``negatives`` others, in place of the whole catalogue."""
+    return _mean(sampled_softmax_loss(_sampled(model, batch, negatives)))
+
+
+def gbce(model: SASRecLLM, batch: Batch, *, negatives: int, calibration: float) -> Tensor:
+    """The same as binary questions: gSASRec's loss, but that negatives are a batch's and not a position's own."""
+    return _mean(gbce_loss(_sampled(model, batch, negatives), calibration))
+
+
+def _sampled(model: SASRecLLM, batch: Batch, negatives: int) -> Sampled:
+    encoder = model.encoder
+    assert isinstance(encoder, SequenceEncoder)
+    next_BL = _next_items(batch)
+    there_BL = next_BL > 0
+    states_ND = encoder.encode(batch.history_BL, batch.label_BL)[there_BL]
+    return sampled_logits(encoder, states_ND, next_BL[there_BL], negatives)
+
+
+def _mean(loss_N: Tensor) -> Tensor:
+    """0 where N is 0."""
+    return loss_N.sum() / max(1, len(loss_N))
+
+
+def cloze(model: SASRecLLM, batch: Batch) -> Tensor:
+    """Hidden items of the history and its liked target against the whole catalogue: BERT4Rec, section 3.6."""
+    encoder = model.encoder
+    assert isinstance(encoder, BERT4Rec)
+    behind_BM = torch.cat([batch.history_BL, batch.item_B[:, None]], dim=1)
+    sequence_BM = torch.where(batch.label_B[:, None] > 0, behind_BM, F.pad(batch.history_BL, (1, 0)))
+    hidden_BM = encoder.hidden(sequence_BM > 0)
+    states_ND = encoder.encode(sequence_BM.masked_fill(hidden_BM, encoder.mask))[hidden_BM]
+    return catalogue_cross_entropy(states_ND, encoder.item.weight[1 : encoder.mask], sequence_BM[hidden_BM] - 1)
+
+
 def _next_items(batch: Batch) -> Tensor:
     """The liked item after each item of the history, 0 for none, shape (B, L); a liked target is the last one's."""
     liked_B = torch.where(batch.label_B > 0, batch.item_B, 0)
@@ -64,19 +103,28 @@ def _next_items(batch: Batch) -> Tensor:
     return torch.where(batch.history_BL > 0, next_BL, 0)
 
 
-OBJECTIVES: Mapping[Loss, Callable[[SASRecLLM, Batch], Tensor]] = MappingProxyType(
-    {Loss.LABEL_BCE: label_bce, Loss.NEXT_ITEM: next_item, Loss.SOFTMAX: softmax}
+OBJECTIVES: Mapping[Loss, Callable[..., Tensor]] = MappingProxyType(
+    {
+        Loss.LABEL_BCE: label_bce,
+        Loss.NEXT_ITEM: next_item,
+        Loss.SOFTMAX: softmax,
+        Loss.SAMPLED_SOFTMAX: sampled_softmax,
+        Loss.GBCE: gbce,
+        Loss.CLOZE: cloze,
+    }
 )
 
 
 class Objective(nn.Module):
     """What the engine trains: its forward pass is the loss."""
 
-    def __init__(self, model: SASRecLLM, loss: Loss) -> None:
+    def __init__(self, model: SASRecLLM, loss: Loss, of_loss: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """``of_loss``: the settings that the loss reads, as a stage's configuration has them."""
         super().__init__()
         self.model = model
-        self.loss = OBJECTIVES[loss]
+        self.loss = partial(OBJECTIVES[loss], **of_loss)
 
     def forward(self, batch: Batch) -> Tensor:
         """Scalar loss of the batch, fp32."""
-        return self.loss(self.model, batch)
+        found: Tensor = self.loss(self.model, batch)
+        return found

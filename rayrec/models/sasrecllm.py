@@ -12,6 +12,7 @@ from rayrec.batch import Batch, Prompt, SplitPrompt
 from rayrec.config import Config
 from rayrec.config.model import EncoderConfig
 from rayrec.models.backbone import Backbone, add_lora, empty_backbone, load_backbone
+from rayrec.models.bert4rec import BERT4Rec
 from rayrec.models.encoder import Encoder
 from rayrec.models.factors import MF, NeuMF
 from rayrec.models.gru import GRU
@@ -143,6 +144,8 @@ def build_encoder(config: EncoderConfig, shape: ModelShape) -> Encoder:
         return NeuMF(config, users=shape.users, items=shape.items, max_len=shape.max_len)
     if config.kind is EncoderKind.GRU:
         return GRU(config, items=shape.items, max_len=shape.max_len)
+    if config.kind is EncoderKind.BERT4REC:
+        return BERT4Rec(config, items=shape.items, max_len=shape.max_len)
     return SASRec(config, items=shape.items, max_len=shape.max_len)
 
 

@@ -232,7 +232,27 @@ def test_every_mistake_is_told_at_once() -> None:
         ("data.threshold=9", "threshold 9.0 must lie inside rating_range (0.0, 5.0]"),
         ("data.dataset=table", "dataset 'table' needs data.sources"),
         ("encoder.heads=5", "encoder: width 64 is not divisible by heads 5"),
-        ("encoder.kind=lstm", "encoder.kind: Input should be 'sasrec', 'mf', 'neumf' or 'gru', got 'lstm'"),
+        ("encoder={kind: bert4rec, heads: 5}", "encoder: width 64 is not divisible by heads 5"),
+        ("encoder.mask=0.3", "encoder: sasrec does not read mask; leave it out, or at its default, 0.2"),
+        ("encoder={kind: bert4rec, mask: 1}", "encoder.mask: Input should be less than 1, got 1"),
+        (
+            "encoder={kind: bert4rec, history: rated}",
+            "encoder: bert4rec does not read history; leave it out, or at its default, liked",
+        ),
+        (
+            "stages.pretrain_encoder.negatives=8",
+            "stages.pretrain_encoder: label_bce does not read negatives; leave it out, or at its default, 256",
+        ),
+        (
+            "stages.pretrain_encoder={loss: sampled_softmax, calibration: 0.5}",
+            "stages.pretrain_encoder: sampled_softmax does not read calibration; leave it out, or at its default, 0.75",
+        ),
+        (
+            "stages.pretrain_encoder={loss: gbce, calibration: 1.5}",
+            "stages.pretrain_encoder.calibration: Input should be less than or equal to 1, got 1.5",
+        ),
+        ("stages.tune_lora.negatives=8", "unknown key 'stages.tune_lora.negatives'"),
+        ("encoder.kind=lstm", "encoder.kind: Input should be 'sasrec', 'mf', 'neumf', 'gru' or 'bert4rec', got"),
         ("encoder={kind: mf, heads: 2}", "encoder: mf does not read heads; leave it out, or at its default, 4"),
         ("encoder={kind: mf, dropout: 0}", "encoder: mf does not read dropout; leave it out, or at its default, 0.2"),
         ("encoder={kind: gru, blocks: 1}", "encoder: gru does not read blocks; leave it out, or at its default, 2"),
@@ -281,8 +301,23 @@ def test_a_wrong_value_is_named(assignment: str, message: str) -> None:
 
 @pytest.mark.parametrize("kind", ["mf", "neumf"])
 def test_an_encoder_without_a_sequence_has_no_next_item(kind: str) -> None:
-    assert f"next_item needs an encoder that reads a sequence, and {kind} does not; use label_bce" in refused(
+    assert f"next_item needs an encoder that reads a sequence forwards, and {kind} does not; use label_bce" in refused(
         f"encoder.kind={kind}", "stages.pretrain_encoder.loss=next_item"
+    )
+
+
+@pytest.mark.parametrize("loss", ["next_item", "softmax", "sampled_softmax", "gbce"])
+def test_who_sees_what_follows_cannot_be_asked_for_it(loss: str) -> None:
+    needs = "needs an encoder that reads a sequence forwards, and bert4rec does not; use label_bce or cloze"
+    assert f"stages.pretrain_encoder.loss: {loss} {needs}" in refused(
+        "encoder.kind=bert4rec", f"stages.pretrain_encoder.loss={loss}"
+    )
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EncoderKind if kind is not EncoderKind.BERT4REC])
+def test_only_who_sees_both_ways_fills_gaps(kind: EncoderKind) -> None:
+    assert f"cloze needs an encoder that reads a sequence both ways, and {kind} does not; use label_bce" in refused(
+        f"encoder.kind={kind}", "stages.pretrain_encoder.loss=cloze"
     )
 
 
@@ -354,13 +389,28 @@ def test_what_to_run_changes_the_fingerprint(assignment: str) -> None:
     assert path == assignment.partition("=")[0] and " -> " in values
 
 
+@pytest.mark.parametrize(
+    ("of", "assignment"),
+    [
+        ("encoder.kind=bert4rec", "encoder.mask=0.5"),
+        ("stages.pretrain_encoder.loss=sampled_softmax", "stages.pretrain_encoder.negatives=8"),
+        ("stages.pretrain_encoder.loss=gbce", "stages.pretrain_encoder.negatives=8"),
+        ("stages.pretrain_encoder.loss=gbce", "stages.pretrain_encoder.calibration=0.5"),
+    ],
+)
+def test_so_does_what_only_some_read(of: str, assignment: str) -> None:
+    path, _, value = assignment.partition("=")
+    assert differences(identity(configured(of)), identity(configured(of, assignment))) == [f"{path}: None -> {value}"]
+
+
 def test_names_that_were_bound_before_a_setting_came_stay_bound() -> None:
-    """Fingerprints from before `encoder.history` and the offsets, whether these are left out or said."""
+    """Fingerprints from before settings that are younger than runs, whether these are left out or said."""
     before = {
         "ml100k_smollm2": "d512d69e0c728db8acfc8fa4d17175d64c84e2f2834a1d68803adf2d38b108eb",
         "smoke": "c26e2be678c886a884d6a41ff2bdad30cd71d1eb19482c773915d82d1a592336",
     }
-    said = ["encoder.history=liked", "encoder.offset=null", "mapper.offset=null"]
+    said = ["encoder.history=liked", "encoder.mask=0.2", "encoder.offset=null", "mapper.offset=null"]
+    said += ["stages.pretrain_encoder.negatives=256", "stages.pretrain_encoder.calibration=0.75"]
     for path in CONFIGS:
         for overrides in ([], said) if path.stem in before else ():
             assert fingerprint(identity(load(path, overrides))) == before[path.stem]

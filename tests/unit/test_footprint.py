@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rayrec.batch import Batch, Prompt
 from rayrec.config import Config
 from rayrec.config.data import DATASET_SIZES
+from rayrec.models.bert4rec import BERT4Rec
 from rayrec.models.objectives import Objective
 from rayrec.models.sasrecllm import ModelShape, build
 from rayrec.settings import load
@@ -112,10 +113,12 @@ def test_variants_by_hand(tiny: Path) -> None:
     assert plain.weights - without.weights == width * lora and joint.weights == plain.weights
 
 
-@pytest.mark.parametrize("loss", ["next_item", "softmax"])
-def test_losses_at_every_position_are_counted(loss: str, tiny: Path) -> None:
+@pytest.mark.parametrize(("loss", "kind"), [("next_item", "sasrec"), ("softmax", "sasrec"), ("cloze", "bert4rec")])
+def test_losses_at_every_position_are_counted(
+    loss: str, kind: str, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """How many positions there are is content, which tensors of mere shape have not: all of them, then."""
-    changes = {"encoder": {"dropout": 0.0}, "stages": {"pretrain_encoder": {"loss": loss, "batch": 64}}}
+    changes = {"encoder": {"kind": kind, "dropout": 0.0}, "stages": {"pretrain_encoder": {"loss": loss, "batch": 64}}}
     work = job(ENCODER, changes)
     kept: dict[int, int] = {}
 
@@ -129,7 +132,8 @@ def test_losses_at_every_position_are_counted(loss: str, tiny: Path) -> None:
     model.set_mode(work.trains)
     rows, weights = work.micro_batch, {p.untyped_storage().data_ptr() for p in model.parameters()}
     one_B, history_BL = torch.ones(rows, dtype=torch.long), torch.ones(rows, 12, dtype=torch.long)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), monkeypatch.context() as patch:
+        patch.setattr(BERT4Rec, "hidden", lambda self, known_BM: known_BM)
         Objective(model, work.settings.loss)(Batch(one_B, history_BL, one_B, torch.ones(rows), None)).backward()
     sizes = [size for place, size in kept.items() if place not in weights]
     assert footprint(work, shape(tiny)).activations == pytest.approx(sum(sizes) + 2 * max(sizes), rel=0.05)
@@ -141,6 +145,7 @@ def test_losses_at_every_position_are_counted(loss: str, tiny: Path) -> None:
         ("mf", 31 * (16 + 1) + 101 * (16 + 1) + 1),
         ("neumf", (31 + 101) * 16 + (16 * 8 + 8) + (8 * 4 + 4) + (4 * 2 + 2) + (8 + 2 + 1)),
         ("gru", 101 * 16 + 2 * 3 * (16 * 16 + 16)),
+        ("bert4rec", (102 + 13) * 16 + 2 * (2 * 32 + 6 * (16 * 16 + 16)) + 32),
     ],
 )
 def test_other_encoders_by_hand(kind: str, trainable: int, tiny: Path) -> None:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from rayrec.batch import Batch
 from rayrec.config.model import EncoderConfig
+from rayrec.config.training import PretrainEncoderConfig
 from rayrec.models.objectives import Objective, label_bce, next_item, softmax
 from rayrec.models.sasrec import SASRec
 from rayrec.models.sasrecllm import SASRecLLM
-from rayrec.stages import Loss
+from rayrec.stages import ENCODERS, EncoderKind
 
 ITEMS, MAX_LEN = 30, 9
 ROWS = [[3], [1, 2, 3, 4, 5], [7, 7, 30], list(range(10, 19)), [5, 4, 3, 2, 1, 30, 29, 28]]
@@ -234,9 +235,9 @@ def test_label_bce_by_hand(logits: list[float], labels: list[float], loss: float
 
 def test_the_objective_trains_the_encoder() -> None:
     rows = batch([[1, 2, 3], [4, 5, 6]], [7, 8], [1.0, 0.0])
-    for loss in Loss:
+    for loss in ENCODERS[EncoderKind.SASREC].losses:
         model = SASRecLLM(encoder(), None, None)
-        objective = Objective(model, loss)
+        objective = Objective(model, loss, PretrainEncoderConfig(loss=loss).of_loss)
         optimizer = torch.optim.SGD(objective.parameters(), lr=0.05)
         values = []
         for _ in range(10):

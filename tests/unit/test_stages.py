@@ -5,6 +5,7 @@ import pytest
 from rayrec import stages
 from rayrec.stages import (
     ENCODERS,
+    LOSSES,
     STAGES,
     SYSTEMS,
     EncoderKind,
@@ -39,7 +40,7 @@ def test_a_stage_is_as_the_method_says(stage: StageName) -> None:
 
 def test_only_the_encoder_has_a_choice_of_losses() -> None:
     assert {stage: spec.losses for stage, spec in STAGES.items()} == {
-        PRETRAIN: (Loss.LABEL_BCE, Loss.NEXT_ITEM, Loss.SOFTMAX),
+        PRETRAIN: tuple(Loss),
         TUNE_LORA: (Loss.LABEL_BCE,),
         TUNE_HYBRID: (Loss.LABEL_BCE,),
     }
@@ -85,6 +86,14 @@ def test_a_system_is_named_after_its_encoder() -> None:
 def test_every_encoder_learns_from_labels() -> None:
     assert set(ENCODERS) == set(EncoderKind)
     assert all(Loss.LABEL_BCE in spec.losses for spec in ENCODERS.values())
+
+
+def test_who_sees_what_follows_learns_to_fill_gaps_and_nobody_else_does() -> None:
+    assert set(LOSSES) == set(Loss)
+    forwards = set(Loss) - {Loss.CLOZE}
+    for kind in EncoderKind:
+        more = {EncoderKind.SASREC: forwards, EncoderKind.GRU: forwards, EncoderKind.BERT4REC: {Loss.CLOZE}}
+        assert set(ENCODERS[kind].losses) == {Loss.LABEL_BCE} | more.get(kind, set())
 
 
 def test_two_origins_of_one_part_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
