@@ -58,7 +58,7 @@ def test_a_run_has_the_tasks_own_stages_and_systems(tmp_path: Path) -> None:
     assert [*run.stages] == ["pretrain_encoder"]
     assert [*run.titles.values()] == ["MostPopular", "SKNN", "V-SKNN", "LLMSeqSim", "SASRec"]
     clicks = Run(Config())
-    assert [*clicks.stages] == [*STAGES] and len(clicks.systems) == 7
+    assert [*clicks.stages] == [*STAGES] and len(clicks.systems) == 9
     assert [*clicks.titles] == [*clicks.systems] and "MostPopular" not in clicks.titles.values()
 
 
