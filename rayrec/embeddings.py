@@ -1,36 +1,34 @@
 """Embeddings of a catalogue's names: computed once by actors of Ray Data, then taken from the store.
 
-``{store}/names/{fingerprint}/``: ``embeddings.safetensors`` and ``embeddings.json`` (what they are of), written last.
-Deleting the folder costs computing them again and nothing else.
+``{store}/names/{fingerprint}/``: as ``rayrec.data.vectors`` writes them. Deleting the folder costs computing them again
+and nothing else.
 """
 
 import ast
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
 import ray.data
-import safetensors.numpy
 import torch
 
-from rayrec import __version__, storage
+from rayrec import storage
 from rayrec.cache import file_sha256
 from rayrec.config import fingerprint
 from rayrec.config.training import ClusterConfig
 from rayrec.data.blocks import calm_ray_data, input_error
-from rayrec.errors import InputError
+from rayrec.data.vectors import has_vectors, read_vectors, save_vectors
 from rayrec.models import names
 from rayrec.models.checkpoints import local_backbone
 from rayrec.models.names import NAME, VECTOR, NameEncoder, Pooling, Vectors
 from rayrec.training.launch import worker_resources
 
-FOLDER, TABLE, CARD = "names", "embeddings.safetensors", "embeddings.json"
+FOLDER = "names"
 _DIGITS = 16  # of a fingerprint, in the name of a folder
 _CALL_NAMES = 1024  # of one actor call
 
@@ -60,12 +58,18 @@ def name_embeddings(texts: Sequence[str | None], model: NameModel, store: str, c
         "texts": fingerprint([text or "" for text in texts]),
         "model": _content(model.folder()),
         "pooling": model.pooling.value,
-        "code": hashlib.sha256(ast.dump(ast.parse(Path(names.__file__).read_text("utf-8"))).encode()).hexdigest(),
+        "code": code_of(names),
     }
     folder = storage.join(store, FOLDER, fingerprint(content)[:_DIGITS])
-    if not storage.exists(storage.join(folder, CARD)):
-        _save(folder, _computed(texts, model, cluster), content | {"sources": list(model.sources)})
-    return _stored(folder)
+    if not has_vectors(folder):
+        save_vectors(folder, _computed(texts, model, cluster), content | {"sources": list(model.sources)})
+    return read_vectors(folder)
+
+
+def code_of(module: ModuleType) -> str:
+    """Digest of a module's code; comments and layout do not count."""
+    assert module.__file__ is not None
+    return hashlib.sha256(ast.dump(ast.parse(Path(module.__file__).read_text("utf-8"))).encode()).hexdigest()
 
 
 def _content(folder: Path) -> str:
@@ -124,23 +128,3 @@ class _Encoder:
 
     def __call__(self, call: pa.Table) -> pa.Table:
         return self._encoder(pa.table({NAME: call[NAME].combine_chunks().flatten()}))
-
-
-def _save(folder: str, vectors: Vectors, facts: dict[str, Any]) -> None:
-    content = safetensors.numpy.save({VECTOR: vectors})
-    card = {"rayrec": __version__, "sha256": hashlib.sha256(content).hexdigest(), **facts}
-    text = json.dumps(card, indent=2, sort_keys=True) + "\n"
-    storage.publish(folder, {TABLE: content, CARD: text.encode()}, mark=CARD)
-
-
-def _stored(folder: str) -> Vectors:
-    path = storage.join(folder, TABLE)
-    content = storage.read_bytes(path) if storage.exists(path) else b""
-    try:
-        stated = json.loads(storage.read_text(storage.join(folder, CARD)))["sha256"]
-    except (ValueError, KeyError):
-        stated = None
-    if hashlib.sha256(content).hexdigest() != stated:
-        raise InputError(f"{path}: damaged or cut short; delete {folder}, and the same command computes it again")
-    vectors: Vectors = safetensors.numpy.load(content)[VECTOR]
-    return vectors

@@ -19,7 +19,8 @@ from rayrec.models.checkpoints import local_backbone
 from rayrec.report import ReportData, write_report
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, read_predictions, test_sample
-from rayrec.stages import StageName, SystemName, titles
+from rayrec.stages import SystemName, titles
+from rayrec.training.log import recorded
 
 _EXAMPLES = 4
 
@@ -40,7 +41,6 @@ def write_metrics(run: Run) -> dict[str, Any]:
 def write_run_report(run: Run, metrics: dict[str, Any]) -> str:
     """The report of a finished run; returns the place of its page."""
     predictions = {system: read_predictions(run, system) for system in run.systems}
-    named = titles(run.config.encoder.kind)
     held = yaml.safe_load(storage.read_text(run.path("config.yaml")))
     data = ReportData(
         title=f"{run.config.name}: {run.config.data.dataset}",
@@ -48,9 +48,9 @@ def write_run_report(run: Run, metrics: dict[str, Any]) -> str:
         versions=package_versions(),
         manifest=run.manifest,
         metrics=metrics,
-        titles={system.value: named[system] for system in run.systems},
+        titles={system.value: title for system, title in run.titles.items()},
         predictions={system.value: frame for system, frame in predictions.items()},
-        progress={stage.value: _progress(run, stage) for stage in run.stages},
+        progress={stage.value: recorded(run.path("stages", stage.value)) for stage in run.stages},
         examples=_examples(run, predictions),
         sample=describe_sample(run),
         notes=_notes(run),
@@ -59,11 +59,6 @@ def write_run_report(run: Run, metrics: dict[str, Any]) -> str:
         write_report(data, Path(scratch))
         storage.upload(Path(scratch), run.path("report"))
     return run.path("report", "index.html")
-
-
-def _progress(run: Run, stage: StageName) -> list[dict[str, Any]]:
-    path = run.path("stages", stage.value, "progress.jsonl")
-    return [json.loads(line) for line in storage.read_text(path).splitlines()] if storage.exists(path) else []
 
 
 def _examples(run: Run, predictions: dict[SystemName, pd.DataFrame]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from rayrec import __version__, storage
 from rayrec.config import Config
@@ -10,10 +11,12 @@ from rayrec.data.beside import read_beside
 from rayrec.errors import InputError
 from rayrec.evaluation import write_metrics, write_run_report
 from rayrec.models.checkpoints import local_backbone
-from rayrec.preparation import prepare_beside, prepare_rows
+from rayrec.name_tables import initial_table, nearness_table
+from rayrec.next_item_evaluation import metric_rows, write_list_metrics, write_run_list_report
+from rayrec.preparation import prepare_beside, prepare_rows, prepare_table
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, predictions_path, score_systems
-from rayrec.stages import STAGES, StageName, titles
+from rayrec.stages import STAGES, StageName, Task
 from rayrec.training.cluster import connected
 from rayrec.training.job import StageJob
 from rayrec.training.launch import run_stages
@@ -24,7 +27,7 @@ from rayrec.training.trackers import check_trackers
 
 def full_pipeline(config: Config) -> None:
     """Everything, from sources to report."""
-    run = _start(config, config.stages.of_a_run)
+    run = _start(config, config.stages.of_a_run(config.data.task))
     if _is_finished(run):
         print("all stages are complete; nothing to do")
     else:
@@ -44,6 +47,10 @@ def prepare_only(config: Config) -> None:
 
 def train_only(config: Config, stage: StageName) -> None:
     """One stage, from the parts that are there."""
+    task = config.data.task
+    if task not in STAGES[stage].tasks:
+        offered = " or ".join(config.stages.of_a_run(task))
+        raise InputError(f"{stage} is no stage of data.task {task}; run jobs/train_stage.py {offered}")
     run = _start(config, [stage])
     _check_parents(run, stage)  # before a cluster is started for it
     with connected(config.cluster):
@@ -53,7 +60,7 @@ def train_only(config: Config, stage: StageName) -> None:
 
 def evaluate_only(config: Config) -> None:
     """Scores, metrics and report of a run whose stages are complete."""
-    run = _start(config, config.stages.of_a_run)
+    run = _start(config, config.stages.of_a_run(config.data.task))
     with connected(config.cluster):
         _evaluate(run)
     _print_result(run)
@@ -85,12 +92,21 @@ def _is_finished(run: Run) -> bool:
 
 
 def _prepare(run: Run) -> None:
-    local_backbone(run.config.backbone.sources)  # a wrong one is told before any work
+    streams = [spec.reads for spec in STAGES.values() if run.config.data.task in spec.tasks]
+    if any(stream.uses_backbone for stream in streams):
+        local_backbone(run.config.backbone.sources)  # a wrong one is told before any work
     if prepare_rows(run.config, run.data):
         print(f"data  {_describe_data(run)}", flush=True)
     else:
         print("data  prepared before")
-    prepare_beside(run.config, run.data, read_beside(run.config, *(spec.reads for spec in STAGES.values())))
+    prepare_beside(run.config, run.data, read_beside(run.config, *streams))
+    _prepare_names(run)
+
+
+def _prepare_names(run: Run) -> None:
+    if run.config.data.task is Task.NEXT_ITEM:
+        for table in (nearness_table(run.config), initial_table(run.config)):
+            prepare_table(run.config, run.data, table)
 
 
 def _describe_data(run: Run) -> str:
@@ -149,23 +165,33 @@ def _check_parents(run: Run, stage: StageName) -> None:
 
 def _evaluate(run: Run) -> None:
     print(f"test  {describe_sample(run)}", flush=True)
+    _prepare_names(run)  # which may be gone with the store since
     score_systems(run, run.systems)
-    write_run_report(run, write_metrics(run))
+    if run.config.data.task is Task.NEXT_ITEM:
+        write_run_list_report(run, write_list_metrics(run))
+    else:
+        write_run_report(run, write_metrics(run))
 
 
 def _print_result(run: Run) -> None:
     import json  # noqa: PLC0415
 
     metrics = json.loads(storage.read_text(run.path("metrics.json")))
+    if run.config.data.task is Task.NEXT_ITEM:
+        print(metric_rows(run, metrics).to_string(float_format="{:.4f}".format))
+    else:
+        _print_scores(run, metrics)
+    print(f"report  {run.path('report', 'index.html')}")
+
+
+def _print_scores(run: Run, metrics: dict[str, Any]) -> None:
     print(f"{'':13}  {'AUC':>5} {'95% interval':>14}  {'UAUC':>5}  {'log loss':>8}")
-    named = titles(run.config.encoder.kind)
-    for system in run.systems:
+    for system, title in run.titles.items():
         shown = metrics[system]["all"]["metrics"]
         auc = shown["auc"]
         interval = f"{_cell(auc['low'])} - {_cell(auc['high'])}"
         values = (_cell(auc["value"]), interval, _cell(shown["uauc"]["value"]), _cell(shown["log_loss"]["value"]))
-        print("{:13}  {:>5} {:>14}  {:>5}  {:>8}".format(named[system], *values))
-    print(f"report  {run.path('report', 'index.html')}")
+        print("{:13}  {:>5} {:>14}  {:>5}  {:>8}".format(title, *values))
 
 
 def _cell(value: float | None) -> str:

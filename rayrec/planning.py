@@ -23,7 +23,7 @@ from rayrec.models.sasrecllm import ModelShape
 from rayrec.run import Run
 from rayrec.settings import validate, with_values
 from rayrec.sources import fetch
-from rayrec.stages import StageName
+from rayrec.stages import STAGES, StageName, Task
 from rayrec.training.cluster import check_fits, local_limit
 from rayrec.training.footprint import TOKENS, Footprint, footprint
 from rayrec.training.job import DataFacts, StageJob
@@ -51,7 +51,7 @@ _SMALLER: tuple[dict[str, Any], ...] = (
 
 class _Model(NamedTuple):
     name: str
-    shape: Path  # a folder, or a config.json
+    shape: Path | None  # a folder, or a config.json; None: no stage has a backbone
     answers: Answers | None  # None: no tokenizer at hand
 
 
@@ -71,6 +71,8 @@ def print_plan(config: Config) -> None:
     if limit is not None:
         problems.of(check_fits, config.cluster, limit)
     model = _model(config)
+    if config.data.task is Task.NEXT_ITEM:
+        problems.of(_check_names, config)
     prepared = reached and run.data.is_complete
     facts, origin = (run.facts, "prepared") if prepared else _expected(config, problems)
     ids = (model.answers.yes, model.answers.no) if model.answers else (0, 1)
@@ -118,6 +120,8 @@ def _model(config: Config) -> _Model:
     Raises:
         InputError: not even that is to be had.
     """
+    if not any(STAGES[stage].reads.uses_backbone for stage in config.stages.of_a_run(config.data.task)):
+        return _Model("no backbone", None, None)
     if config.backbone.plan_from:
         path = Path(config.backbone.plan_from)
         if not path.is_file():
@@ -126,6 +130,11 @@ def _model(config: Config) -> _Model:
     folder = local_backbone(config.backbone.sources, config_only=True)
     has_tokenizer = any(folder.glob("tokenizer*"))
     return _Model(folder.name, folder, resolve_answers(load_tokenizer(folder)) if has_tokenizer else None)
+
+
+def _check_names(config: Config) -> None:
+    """Raises ``InputError`` where no source delivers what reads the items' names."""
+    local_backbone(config.names.sources, what="names", config_only=True)
 
 
 def _stages(jobs: dict[StageName, StageJob], needs: dict[StageName, Footprint]) -> Table:
@@ -245,5 +254,5 @@ def _shares(rows: int, users: int, data: DataConfig) -> dict[str, int]:
     """Rows of each set; of next items, every user's session is one."""
     if data.split.leave_one_out:
         return dict.fromkeys(SPLITS, users)
-    valid, test, end = data.split.cuts(users if data.task == "next_item" else rows)
+    valid, test, end = data.split.cuts(users if data.task is Task.NEXT_ITEM else rows)
     return {"train": valid, "valid": test - valid, "test": end - test}

@@ -1,4 +1,4 @@
-"""From a configuration's sources to a folder of prepared rows and what lies beside them, in any storage."""
+"""From a configuration's sources to a folder of prepared rows and what is read besides them, in any storage."""
 
 import tempfile
 from collections.abc import Iterable
@@ -13,8 +13,9 @@ from rayrec.data.rated import write_rated
 from rayrec.data.tokenise import load_tokenizer, write_prompts
 from rayrec.floors import write_floor
 from rayrec.models.checkpoints import local_backbone
+from rayrec.name_tables import NameTable, write_table
 from rayrec.sources import fetch
-from rayrec.store import Prepared
+from rayrec.store import Prepared, store_folder
 
 
 def prepare_rows(config: Config, data: Prepared) -> bool:
@@ -53,6 +54,17 @@ def prepare_beside(config: Config, data: Prepared, wanted: Iterable[Beside]) -> 
                 write_rated(data.folder, Path(scratch))
             else:
                 write_floor(data.folder, Path(scratch))
+
+
+def prepare_table(config: Config, data: Prepared, table: NameTable | None) -> None:
+    """Write a table of the items' names, where one is wanted and is not there yet. Ray is connected.
+
+    Raises:
+        InputError: the names' model cannot be had, or the table's width not with these items.
+    """
+    if table is not None:
+        store = store_folder(config)
+        write_table(data.table_folder(table, store), table, data.folder, store, config.cluster)
 
 
 def _upload(local: Path, folder: str) -> None:

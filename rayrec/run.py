@@ -7,7 +7,7 @@ from typing import Any
 from rayrec import storage
 from rayrec.binding import RUN, bind, is_bound
 from rayrec.config import Config, identity
-from rayrec.stages import SYSTEMS, Part, StageName, SystemName
+from rayrec.stages import SYSTEMS, Part, StageName, SystemName, titles
 from rayrec.store import Prepared, stage_jobs, store_folder
 from rayrec.training.job import DataFacts, StageJob
 from rayrec.training.parts import CARD, WEIGHTS
@@ -60,13 +60,21 @@ class Run:
     @property
     def stages(self) -> tuple[StageName, ...]:
         """The stages that it trains, in that order."""
-        return self.config.stages.of_a_run
+        return self.config.stages.of_a_run(self.config.data.task)
 
     @property
     def systems(self) -> tuple[SystemName, ...]:
         """The systems that it scores: all that need none but its own stages; ensembles belong to experiments."""
-        there = (None, *self.stages)
-        return tuple(system for system, spec in SYSTEMS.items() if spec.after in there and not spec.members)
+        there, task = (None, *self.stages), self.config.data.task
+        specs = {system: spec for system, spec in SYSTEMS.items() if task in spec.tasks and not spec.members}
+        return tuple(system for system, spec in specs.items() if spec.after in there)
+
+    @property
+    def titles(self) -> dict[SystemName, str]:
+        """Their names in tables, in that order."""
+        encoder = self.config.encoder
+        named = titles(encoder.kind, self.config.data.task, from_names=encoder.initial is not None)
+        return {system: named[system] for system in self.systems}
 
     @property
     def facts(self) -> DataFacts:

@@ -1,9 +1,9 @@
-"""Scores of rows: one pool of Ray Data actors goes through the systems, and each system's file comes out as soon as
-its last row is scored, so that an interrupted evaluation goes on with the system it was at.
+"""Scores of rows, or lists for them: one pool of Ray Data actors goes through the systems, and each system's file comes
+out as soon as its last row is done, so that an interrupted evaluation goes on with the system it was at.
 """
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -20,15 +20,17 @@ from rayrec.config.training import ClusterConfig
 from rayrec.data import columns as c
 from rayrec.data.beside import read_beside
 from rayrec.data.blocks import calm_ray_data
+from rayrec.data.catalogue import lists_table, training_counts
 from rayrec.data.plan import Ids, sample_rows, scoring_batches
 from rayrec.data.rows import OpenRows, RowSource
 from rayrec.errors import InputError
 from rayrec.floors import floor_scores
-from rayrec.models.sasrecllm import SASRecLLM
+from rayrec.rankers import ranked_lists
 from rayrec.run import Run
-from rayrec.stages import SYSTEMS, Part, StageName, Stream, SystemName, SystemSpec
+from rayrec.stages import SYSTEMS, Part, StageName, Stream, SystemName, SystemSpec, Task
 from rayrec.training.evaluate import Scores, score_rows
 from rayrec.training.launch import worker_resources
+from rayrec.training.lists import Lister
 from rayrec.training.model import ScoringJob, scoring_model
 
 _SAMPLE_SEED = 0  # the sample of test users is part of the protocol, not of the run: every seed is judged on the same
@@ -48,6 +50,8 @@ def describe_sample(run: Run) -> str:
     rows = _rows(run, "test")
     users, there = len(np.unique(rows.user_ids[ids])), len(np.unique(rows.user_ids))
     which = "all" if len(ids) == len(rows) else "a fixed, seeded sample:"
+    if run.config.data.task is Task.NEXT_ITEM:
+        return f"{which} {users:,} of {there:,} test sessions; the same for every system"
     return f"{which} {len(ids):,} of {len(rows):,} test rows, {users:,} of {there:,} users; the same for every system"
 
 
@@ -58,12 +62,12 @@ def validation_sample(run: Run, stage: StageName) -> Ids:
 
 
 def predictions_path(run: Run, system: SystemName) -> str:
-    """Where a system's predictions lie (PREDICTIONS_SCHEMA)."""
+    """Where a system's predictions lie (PREDICTIONS_SCHEMA; of next items, LISTS_SCHEMA)."""
     return run.path("predictions", f"{system}.parquet")
 
 
 def read_predictions(run: Run, system: SystemName) -> pd.DataFrame:
-    """The scored rows of one system."""
+    """The scored rows, or the lists, of one system."""
     table = pq.read_table(io.BytesIO(storage.read_bytes(predictions_path(run, system))))
     frame: pd.DataFrame = table.to_pandas()
     return frame
@@ -77,12 +81,18 @@ def score_systems(run: Run, systems: Iterable[SystemName]) -> None:
     """
     open_systems = [system for system in systems if not storage.exists(predictions_path(run, system))]
     ids = test_sample(run)
-    floors = [system for system in open_systems if SYSTEMS[system].reads is None]
-    for system in floors:
-        write_scores(run, "test", predictions_path(run, system), ids, floor_scores(system, run.data.folder, ids))
-    neural = [system for system in open_systems if system not in floors]
-    for system, scores in score_split(run, neural, "test", ids):
-        write_scores(run, "test", predictions_path(run, system), ids, scores)
+    alone = [system for system in open_systems if SYSTEMS[system].reads is None]
+    for system in alone:
+        if run.config.data.task is Task.NEXT_ITEM:
+            write_lists(run, predictions_path(run, system), ids, ranked_lists(run, system, ids))
+        else:
+            write_scores(run, "test", predictions_path(run, system), ids, floor_scores(system, run.data.folder, ids))
+    neural = [system for system in open_systems if system not in alone]
+    for system, found in _judged(run, neural, "test", ids):
+        if run.config.data.task is Task.NEXT_ITEM:
+            write_lists(run, predictions_path(run, system), ids, found)
+        else:
+            write_scores(run, "test", predictions_path(run, system), ids, found[c.SCORE].to_numpy())
 
 
 def score_split(run: Run, systems: Sequence[SystemName], split: str, ids: Ids) -> Iterator[tuple[SystemName, Scores]]:
@@ -91,6 +101,12 @@ def score_split(run: Run, systems: Sequence[SystemName], split: str, ids: Ids) -
     Raises:
         InputError: a stage that a system needs has not run.
     """
+    for system, found in _judged(run, systems, split, ids):
+        yield system, found[c.SCORE].to_numpy()
+
+
+def _judged(run: Run, systems: Sequence[SystemName], split: str, ids: Ids) -> Iterator[tuple[SystemName, pa.Table]]:
+    """Each system and what it says of the rows ``ids``: SCORE, or RANKED and SCORES."""
     tasks = {system: _task(run, SYSTEMS[system], split) for system in systems}
     if not tasks:
         return
@@ -100,7 +116,7 @@ def score_split(run: Run, systems: Sequence[SystemName], split: str, ids: Ids) -
         for name, tables in groupby(scored, key=lambda table: table[_SYSTEM][0].as_py()):  # they come in order
             rows = pa.concat_tables(tables).sort_by(c.ROW)
             assert np.array_equal(rows[c.ROW].to_numpy(), ids)
-            yield SystemName(name), rows[c.SCORE].to_numpy()
+            yield SystemName(name), rows
 
 
 def _task(run: Run, spec: SystemSpec, split: str) -> "_Task":
@@ -156,8 +172,20 @@ def _scored_by_actors(
 def write_scores(run: Run, split: str, path: str, ids: Ids, scores: Scores) -> None:
     """Write scored rows of a split (PREDICTIONS_SCHEMA)."""
     table = _rows(run, split).frame(ids).append_column(c.SCORE, pa.array(scores, pa.float64()))
+    _write(path, table.select(c.PREDICTIONS_SCHEMA.names).cast(c.PREDICTIONS_SCHEMA))
+
+
+def write_lists(run: Run, path: str, ids: Ids, lists: pa.Table) -> None:
+    """Write lists for test rows (LISTS_SCHEMA)."""
+    rows = _rows(run, "test").frame(ids)
+    held_out = pa.ListArray.from_arrays(pa.array(np.arange(len(ids) + 1), pa.int32()), rows[c.ITEM_ID].combine_chunks())
+    columns = {c.USER_ID: rows[c.USER_ID], c.HELD_OUT: held_out, c.RANKED: lists[c.RANKED], c.SCORES: lists[c.SCORES]}
+    _write(path, pa.table(columns).cast(c.LISTS_SCHEMA))
+
+
+def _write(path: str, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
-    pq.write_table(table.select(c.PREDICTIONS_SCHEMA.names).cast(c.PREDICTIONS_SCHEMA), sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd")
     storage.write_bytes(path, sink.getvalue().to_pybytes())
 
 
@@ -180,18 +208,26 @@ class _Scorer:
         self.tasks = tasks
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.held: SystemName | None = None
-        self.model: SASRecLLM | None = None
+        self.judge: Callable[[Ids], pa.Table] | None = None
 
     def __call__(self, call: pa.Table) -> pa.Table:
         (row,) = call.to_pylist()
         system = SystemName(row[_SYSTEM])
-        task = self.tasks[system]
         if system != self.held:
-            torch.set_num_threads(task.job.config.cluster.cpus_per_worker)
-            self.model = None  # the old one's memory goes before the new one comes
-            self.model, self.held = scoring_model(task.job).to(self.device), system
-        assert self.model is not None
+            self.judge = None  # the old model's memory goes before the new one comes
+            self.judge, self.held = self._judge(self.tasks[system]), system
+        assert self.judge is not None
         batches = [np.asarray(ids) for ids in row[_BATCHES]]
-        rows, config = task.source.open(), task.job.config
-        scores = np.concatenate([score_rows(self.model, rows, ids, config, self.device) for ids in batches])
-        return pa.table({_SYSTEM: [system.value] * len(scores), c.ROW: np.concatenate(batches), c.SCORE: scores})
+        found = pa.concat_tables([self.judge(ids) for ids in batches])
+        marks = {_SYSTEM: pa.array([system.value] * len(found)), c.ROW: pa.array(np.concatenate(batches))}
+        return pa.table({**marks, **{name: found[name] for name in found.column_names}})
+
+    def _judge(self, task: _Task) -> Callable[[Ids], pa.Table]:
+        """What a forward pass says of its rows."""
+        config, rows = task.job.config, task.source.open()
+        torch.set_num_threads(config.cluster.cpus_per_worker)
+        model = scoring_model(task.job).to(self.device)
+        if config.data.task is Task.CLICK:
+            return lambda ids: pa.table({c.SCORE: score_rows(model, rows, ids, config, self.device)})
+        lister = Lister(model, training_counts(task.source.folder), config, self.device)
+        return lambda ids: lists_table(*lister.rank(rows, ids, max(config.evaluation.ks)))

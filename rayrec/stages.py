@@ -1,4 +1,4 @@
-"""The method as a table: which parts a stage trains, what it reads and where it starts; encoders; systems.
+"""The method as a table: tasks; which parts a stage trains, what it reads and where it starts; encoders; systems.
 
 Section numbers refer to the SASRecLLM paper: dual-stage training (3.2.1), hierarchical freezing (3.2.2),
 plug-and-play tuning (3.2.3), an ensemble of its ablation's systems (6.2).
@@ -14,6 +14,45 @@ class Name(str, Enum):
 
     def __str__(self) -> str:
         return str(self.value)
+
+
+class Task(Name):
+    """What is asked of a row."""
+
+    CLICK = "click"  # would this user like this item
+    NEXT_ITEM = "next_item"  # which item of the whole catalogue follows
+
+
+class Metric(Name):
+    """What a stage is judged by on its validation rows."""
+
+    AUC = "valid_auc"
+    UAUC = "valid_uauc"
+    LOG_LOSS = "valid_log_loss"
+    NDCG = "valid_ndcg"
+    HR = "valid_hr"
+
+    @property
+    def shown(self) -> str:
+        return _METRIC_TITLES[self]
+
+
+VALID_K = 20  # places of a list in validation
+
+_METRIC_TITLES = MappingProxyType(
+    {
+        Metric.AUC: "AUC",
+        Metric.UAUC: "UAUC",
+        Metric.LOG_LOSS: "log loss",
+        Metric.NDCG: f"NDCG@{VALID_K}",
+        Metric.HR: f"HR@{VALID_K}",
+    }
+)
+
+# The first one chooses checkpoints and ends a stage early.
+JUDGED_BY = MappingProxyType(
+    {Task.CLICK: (Metric.AUC, Metric.UAUC, Metric.LOG_LOSS), Task.NEXT_ITEM: (Metric.NDCG, Metric.HR)}
+)
 
 
 class Part(Name):
@@ -106,6 +145,7 @@ class StageSpec:
     starts_from: tuple[StageName, ...] = ()
     optional: frozenset[Part] = frozenset()  # parts that a configuration may train here too, or leave out
     losses: tuple[Loss, ...] = (Loss.LABEL_BCE,)
+    tasks: frozenset[Task] = frozenset({Task.CLICK})
 
 
 STAGES = MappingProxyType(
@@ -114,6 +154,7 @@ STAGES = MappingProxyType(
             trains=frozenset({Part.ENCODER}),
             reads=Stream.INTERACTIONS,
             losses=tuple(Loss),
+            tasks=frozenset(Task),
         ),
         StageName.TUNE_LORA: StageSpec(trains=frozenset({Part.LORA}), reads=Stream.TEXT_PROMPTS),
         StageName.TUNE_HYBRID: StageSpec(
@@ -133,6 +174,11 @@ class EncoderSpec:
     title: str
     reads: frozenset[str]  # settings of its own
     losses: tuple[Loss, ...] = (Loss.LABEL_BCE,)
+    title_of_next_items: str | None = None  # where it is known by another
+
+    def losses_of(self, task: Task) -> tuple[Loss, ...]:
+        """What it can learn from; every label of a next item is 1 and teaches nothing."""
+        return tuple(loss for loss in self.losses if task is Task.CLICK or loss is not Loss.LABEL_BCE)
 
 
 _OF_FORWARDS = tuple(loss for loss, spec in LOSSES.items() if spec.needs in {"", _FORWARDS})
@@ -144,7 +190,12 @@ ENCODERS = MappingProxyType(
         ),
         EncoderKind.MF: EncoderSpec(title="MF", reads=frozenset()),
         EncoderKind.NEUMF: EncoderSpec(title="NeuMF", reads=frozenset({"dropout"})),
-        EncoderKind.GRU: EncoderSpec(title="GRU", reads=frozenset({"dropout", "history"}), losses=_OF_FORWARDS),
+        EncoderKind.GRU: EncoderSpec(
+            title="GRU",
+            reads=frozenset({"dropout", "history"}),
+            losses=_OF_FORWARDS,
+            title_of_next_items="GRU4Rec",
+        ),
         EncoderKind.BERT4REC: EncoderSpec(
             title="BERT4Rec",
             reads=frozenset({"blocks", "heads", "dropout", "mask"}),
@@ -160,6 +211,10 @@ class SystemName(Name):
     BIAS = "bias_floor"
     MARKOV = "markov"
     FEATURES = "feature_floor"
+    MOST_POPULAR = "most_popular"
+    SKNN = "sknn"
+    V_SKNN = "v_sknn"
+    LLMSEQSIM = "llmseqsim"
     ICL = "icl"
     TALLREC = "tallrec"
     SASREC = "sasrec"
@@ -174,9 +229,12 @@ class SystemSpec:
     title: str
     parts: frozenset[Part] = frozenset()
     after: StageName | None = None
-    reads: Stream | None = None  # None: no neural model of its own, `rayrec.floors` or `rayrec.ensemble`
+    reads: Stream | None = None  # None: no neural model of its own, `rayrec.floors`, `rayrec.lists`, `rayrec.ensemble`
     members: tuple[SystemName, ...] = ()  # whose scores it pools; experiments have it, runs do not
+    tasks: frozenset[Task] = frozenset({Task.CLICK})
 
+
+_NEXT_ITEM = frozenset({Task.NEXT_ITEM})
 
 SYSTEMS = MappingProxyType(
     {
@@ -185,6 +243,10 @@ SYSTEMS = MappingProxyType(
         SystemName.BIAS: SystemSpec(title="Bias floor"),
         SystemName.MARKOV: SystemSpec(title="MC"),
         SystemName.FEATURES: SystemSpec(title="Feature floor"),
+        SystemName.MOST_POPULAR: SystemSpec(title="MostPopular", tasks=_NEXT_ITEM),
+        SystemName.SKNN: SystemSpec(title="SKNN", tasks=_NEXT_ITEM),
+        SystemName.V_SKNN: SystemSpec(title="V-SKNN", tasks=_NEXT_ITEM),
+        SystemName.LLMSEQSIM: SystemSpec(title="LLMSeqSim", tasks=_NEXT_ITEM),
         SystemName.ICL: SystemSpec(title="ICL", reads=Stream.TEXT_PROMPTS),
         SystemName.TALLREC: SystemSpec(
             title="TALLRec", parts=frozenset({Part.LORA}), after=StageName.TUNE_LORA, reads=Stream.TEXT_PROMPTS
@@ -194,6 +256,7 @@ SYSTEMS = MappingProxyType(
             parts=frozenset({Part.ENCODER}),
             after=StageName.PRETRAIN_ENCODER,
             reads=Stream.INTERACTIONS,
+            tasks=frozenset(Task),
         ),
         SystemName.SASRECLLM: SystemSpec(
             title="SASRecLLM", parts=frozenset(Part), after=StageName.TUNE_HYBRID, reads=Stream.HYBRID_PROMPTS
@@ -205,10 +268,16 @@ SYSTEMS = MappingProxyType(
 )
 
 
-def titles(encoder: EncoderKind) -> dict[SystemName, str]:
-    """System -> its name in tables; what is named after SASRec is named after the encoder in its place."""
-    usual, own = ENCODERS[EncoderKind.SASREC].title, ENCODERS[encoder].title
-    return {system: spec.title.replace(usual, own) for system, spec in SYSTEMS.items()}
+def titles(encoder: EncoderKind, task: Task = Task.CLICK, *, from_names: bool = False) -> dict[SystemName, str]:
+    """System of a task -> its name in tables; what is named after SASRec is named after the encoder in its place.
+
+    Of next items, an encoder whose items start ``from_names`` is LLM2SASRec and so on, https://arxiv.org/abs/2402.01339.
+    """
+    usual, spec = ENCODERS[EncoderKind.SASREC].title, ENCODERS[encoder]
+    own = spec.title
+    if task is Task.NEXT_ITEM:
+        own = f"{'LLM2' if from_names else ''}{spec.title_of_next_items or spec.title}"
+    return {name: system.title.replace(usual, own) for name, system in SYSTEMS.items() if task in system.tasks}
 
 
 def inherited(stage: StageName) -> dict[Part, StageName]:

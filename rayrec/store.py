@@ -18,7 +18,9 @@ from rayrec import storage
 from rayrec.config import STORE, Config, fingerprint, identity
 from rayrec.data.beside import Beside, read_beside
 from rayrec.data.prepare import MANIFEST
+from rayrec.data.vectors import has_vectors, stated_sha256
 from rayrec.errors import InputError
+from rayrec.name_tables import NameTable, initial_table
 from rayrec.stages import STAGES, History, Part, StageName
 from rayrec.training import checkpoint
 from rayrec.training.job import DataFacts, StageJob
@@ -66,6 +68,10 @@ class Prepared:
             rows={split: counts["rows"] for split, counts in self.manifest["splits"].items()},
         )
 
+    def table_folder(self, table: NameTable, store: str) -> str:
+        """Where a table of its items' names lies."""
+        return table.folder(self.manifest["files"]["items.parquet"], store)
+
     def content(self, beside: Iterable[Beside]) -> dict[str, Any]:
         """Hashes of the files that a stage reads."""
         marks = {each.value: json.loads(storage.read_text(each.mark(self.folder))) for each in beside}
@@ -95,6 +101,11 @@ def stage_jobs(config: Config, data: Prepared, store: str, kept: str | None = No
         for part, folder in config.stages.folders(stage).items():
             origins[part], parents[part.value] = folder, read_card(folder)["sha256"]
         job = StageJob(config=config, stage=stage, facts=data.facts(config), data=data.folder, origins=origins)
+        table = initial_table(config) if Part.ENCODER in job.parts else None
+        if table is not None:
+            job = replace(job, initial=data.table_folder(table, store))
+            if not has_vectors(job.initial):
+                continue
         mark = fingerprint(_content(job, data, parents))
         folder = storage.join(store, stage.value, mark[:_DIGITS])
         jobs[stage] = replace(job, folder=folder, fingerprint=mark)
@@ -126,6 +137,8 @@ def _content(job: StageJob, data: Prepared, parents: Mapping[str, str]) -> dict[
         "scoring_batch": job.scoring_batch,
         "code": code_version(),
     }
+    if job.initial:
+        content["initial"] = stated_sha256(job.initial)
     if job.settings.resume_from is not None:
         content["resumed"] = checkpoint.check_given(job.settings.resume_from)
     if Part.ENCODER in job.parts:

@@ -13,10 +13,11 @@ from pydantic import Field, PositiveInt, model_validator
 
 from rayrec.config.data import DataConfig
 from rayrec.config.model import BackboneConfig, EncoderConfig, LoraConfig, MapperConfig
+from rayrec.config.ranking import NamesConfig, RankingConfig
 from rayrec.config.section import Section
 from rayrec.config.trackers import TrackersConfig
 from rayrec.config.training import ClusterConfig, EngineConfig, FastConfig, StagesConfig
-from rayrec.stages import ENCODERS, LOSSES, STAGES, History, Loss, Part, StageName
+from rayrec.stages import ENCODERS, LOSSES, STAGES, History, Loss, Part, StageName, Task
 
 STORE = "store"  # folder beside the runs
 
@@ -28,8 +29,9 @@ class EvaluationConfig(Section):
     rows_per_user: PositiveInt | None = None  # a seeded sample of each user's rows; None: all
     batch: PositiveInt = 16  # rows of a forward pass, of validation too
     encoder_batch: PositiveInt = 512  # the same where the backbone is not asked
-    bootstrap: PositiveInt = 1000  # resamples of users behind each interval
+    bootstrap: PositiveInt = 1000  # resamples of users, or of sessions, behind each interval
     cutoff: float = Field(0.5, gt=0, lt=1)  # a probability of at least this counts as Yes
+    ks: tuple[PositiveInt, ...] = Field((5, 10, 20), min_length=1)  # lists of next items are as long as the largest
 
     def rows_at_once(self, *, with_backbone: bool) -> int:
         """Rows of a forward pass."""
@@ -49,6 +51,8 @@ class Config(Section):
     fast: FastConfig = FastConfig()
     cluster: ClusterConfig = ClusterConfig()
     stages: StagesConfig = StagesConfig()
+    names: NamesConfig = NamesConfig()
+    ranking: RankingConfig = RankingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     trackers: TrackersConfig = TrackersConfig()
 
@@ -80,13 +84,33 @@ class Config(Section):
         return self
 
     def _check_task(self) -> None:
+        if self.data.task is Task.CLICK:
+            for path in _OF_NEXT_ITEMS:
+                *sections, key = path.split(".")
+                section: Section = functools.reduce(getattr, sections, self)
+                if getattr(section, key) != type(section).model_fields[key].default:
+                    raise ValueError(f"{path}: for data.task next_item only; leave it out")
+            return
         for asked, key in (
             (self.encoder.history is History.RATED, "encoder.history: rated"),
             (self.encoder.offset, f"encoder.offset: {self.encoder.offset}"),
             (self.mapper.offset, f"mapper.offset: {self.mapper.offset}"),
         ):
-            if asked and self.data.task == "next_item":
+            if asked:
                 raise ValueError(f"{key} learns from what was disliked; for data.task next_item leave it out")
+        kind, loss = self.encoder.kind, self.stages.pretrain_encoder.loss
+        learned = ENCODERS[kind].losses_of(Task.NEXT_ITEM)
+        if not learned:
+            able = [each for each, spec in ENCODERS.items() if spec.losses_of(Task.NEXT_ITEM)]
+            raise ValueError(
+                f"encoder.kind: {kind} knows users by name, and every session is a new one; for data.task next_item use"
+                f" {' or '.join(able)}"
+            )
+        if loss in ENCODERS[kind].losses and loss not in learned:
+            raise ValueError(
+                f"stages.pretrain_encoder.loss: {loss} is not for data.task next_item, whose rows all have one label;"
+                f" write {' or '.join(learned)}"
+            )
 
     def _check_loss(self, name: StageName) -> None:
         kind, loss = self.encoder.kind, self.stages[name].loss
@@ -100,6 +124,9 @@ class Config(Section):
                 f"encoder.offset: {loss} does not learn from scores, so the offset would stay alone; use"
                 f" stages.{name}.loss label_bce, or leave it out"
             )
+
+
+_OF_NEXT_ITEMS = ("encoder.initial", "names", "ranking", "evaluation.ks")  # what only they read
 
 
 def micro_batch_rows(config: Config, name: StageName, workers: int) -> int:
@@ -129,6 +156,7 @@ _YOUNGER = (
     "mapper.offset",
     "stages.pretrain_encoder.negatives",
     "stages.pretrain_encoder.calibration",
+    *_OF_NEXT_ITEMS,
 )
 
 

@@ -7,11 +7,11 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from rayrec.config.section import Section
+from rayrec.stages import Task
 
 Dataset = Literal[
     "ml-100k", "ml-1m", "table", "collm", "amazon-books", "amazon-beauty", "steam", "sessions", "synthetic"
 ]
-Task = Literal["click", "next_item"]
 Repeats = Literal["keep", "first"]
 
 # Tried in this order. The first needs only a package index; hashes are those of the archives.
@@ -166,7 +166,7 @@ class DataConfig(Section):
     of a user, all of whose interactions count, whatever their rating, unless ``min_rating`` says otherwise.
     """
 
-    task: Task = "click"
+    task: Task = Task.CLICK
     dataset: Dataset = "ml-100k"
     sources: tuple[str, ...] | None = None  # None: DATASET_SOURCES
     # Where titles come from when the interactions have none: your items file, the list of books, products or games.
@@ -203,7 +203,7 @@ class DataConfig(Section):
         return self
 
     def _check_task(self) -> None:
-        if self.task == "next_item":
+        if self.task is Task.NEXT_ITEM:
             if self.dataset == "collm":
                 raise ValueError("task next_item: dataset 'collm' comes labelled, row by row; use task click")
             self._check_unchanged(("threshold",), "a next item has no label; data.min_rating drops low ratings")
@@ -222,7 +222,7 @@ class DataConfig(Section):
     @model_serializer(mode="wrap")
     def _only_what_counts(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Of clicks, the content and so the fingerprints are those of before there were sessions."""
-        hidden = () if self.task == "next_item" else _OF_SESSIONS
+        hidden = () if self.task is Task.NEXT_ITEM else _OF_SESSIONS
         return {key: value for key, value in dump(self).items() if key not in hidden}
 
     @property

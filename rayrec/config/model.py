@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from rayrec.config.ranking import InitialConfig
 from rayrec.config.section import Section
 from rayrec.stages import ENCODERS, EncoderKind, History
 
@@ -37,6 +38,7 @@ class EncoderConfig(Section):
     # so that all kinds see the same batches in the same order.
     max_len: PositiveInt | Literal["auto"] = "auto"
     offset: Offset | None = None  # of the encoder's own score; what the mapper reads has none
+    initial: InitialConfig | None = None  # None: the items' vectors are drawn
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "EncoderConfig":

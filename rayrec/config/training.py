@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from rayrec.config.section import Section
-from rayrec.stages import LOSSES, STAGES, Loss, Part, StageName, Start, inherited
+from rayrec.stages import LOSSES, STAGES, Loss, Part, StageName, Start, Task, inherited
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _OF_LOSSES = sorted({key for spec in LOSSES.values() for key in spec.reads})  # settings that not every loss reads
@@ -86,7 +86,7 @@ class StageConfig(Section):
     part_lr: Mapping[Part, PositiveFloat] = {}  # where a part needs another rate than `lr`
     weight_decay: float = Field(1e-3, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1)  # share of the stage's steps
-    patience: PositiveInt = 20  # evaluations without a better validation AUC before the stage stops
+    patience: PositiveInt = 20  # evaluations without a better one (validation AUC or NDCG@20) before the stage stops
     checkpoint_every: PositiveInt = 8  # epochs; the best so far travels inside each checkpoint
     valid_users: PositiveInt | None = None  # validate on a fixed, seeded sample; None: all of them
     valid_rows_per_user: PositiveInt | None = None
@@ -192,20 +192,20 @@ class StagesConfig(Section):
         needed = {name}.union(*(self.lineage(parent) for parent in self.parents(name).values()))
         return tuple(stage for stage in STAGES if stage in needed)
 
-    @property
-    def of_a_run(self) -> tuple[StageName, ...]:
-        """Stages that a run trains, in that order: all but those whose parts `fresh` or `none` make superfluous.
+    def of_a_run(self, task: Task) -> tuple[StageName, ...]:
+        """A task's stages that a run trains, in that order: without those whose parts `fresh` or `none` replace.
 
         A folder in the place of a part leaves its stage in: the run's tables still have a row for it.
         """
-        handed_on = {source for name in STAGES for source in inherited(name).values()}
+        offered = [name for name, spec in STAGES.items() if task in spec.tasks]
+        handed_on = {source for name in offered for source in inherited(name).values()}
         wanted = {
             source
-            for name in STAGES
+            for name in offered
             for part, source in inherited(name).items()
             if not _is_word(self[name].starts_from.get(part))
         }
-        return tuple(name for name in STAGES if name not in handed_on or name in wanted)
+        return tuple(name for name in offered if name not in handed_on or name in wanted)
 
 
 def _is_word(start: str | None) -> bool:

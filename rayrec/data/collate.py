@@ -27,7 +27,7 @@ def collate(table: pa.Table, soft_tokens: int, cut: Cut) -> Batch:
 
     ``soft_tokens`` places are opened in a hybrid prompt for each of the user's and the item's vector.
     """
-    history, lengths = _padded(table[HISTORY])
+    history, lengths = padded(table[HISTORY])
     width = history.shape[1]
     shifted = (np.arange(width) - (width - lengths[:, None])) % width  # right-padded -> left-padded
     return Batch(
@@ -43,7 +43,7 @@ def collate(table: pa.Table, soft_tokens: int, cut: Cut) -> Batch:
 
 def _history_labels(table: pa.Table, shifted: Array) -> torch.Tensor:
     """1 for a dislike, 2 for a like, 0 for padding."""
-    labels, lengths = _padded(table[c.HISTORY_LABELS])
+    labels, lengths = padded(table[c.HISTORY_LABELS])
     labels[np.arange(labels.shape[1]) < lengths[:, None]] += 1
     return torch.from_numpy(np.take_along_axis(labels, shifted, axis=1))
 
@@ -56,7 +56,7 @@ def _prompt(table: pa.Table, soft_tokens: int, cut: Cut) -> Prompt | SplitPrompt
         shares_user = cut is Cut.TITLE and c.HISTORY_LABELS not in table.column_names
         place = title_at if shares_user else soft_at[:, 0, 0]
     else:
-        tokens, lengths = _padded(table[c.TEXT_TOKENS])
+        tokens, lengths = padded(table[c.TEXT_TOKENS])
         soft_at, place = None, _numbers(table[c.TEXT_TITLE_AT])
     if cut is Cut.NOWHERE:
         return Prompt(torch.from_numpy(tokens), torch.from_numpy(lengths), _tensor(soft_at))
@@ -76,7 +76,7 @@ def _prompt(table: pa.Table, soft_tokens: int, cut: Cut) -> Prompt | SplitPrompt
 
 def _opened(table: pa.Table, count: int) -> tuple[Array, Array, Array]:
     """Hybrid prompts with room for ``count`` soft tokens at both places; their lengths, and where the room is."""
-    tokens, lengths = _padded(table[c.HYBRID_TOKENS])
+    tokens, lengths = padded(table[c.HYBRID_TOKENS])
     user_at, item_at = _numbers(table[c.USER_AT]), _numbers(table[c.ITEM_AT])
     # Token j moves right by the places opened at or before it.
     column = np.arange(tokens.shape[1])
@@ -104,7 +104,7 @@ def _numbers(column: pa.ChunkedArray) -> Array:
     return numbers
 
 
-def _padded(column: pa.ChunkedArray) -> tuple[Array, Array]:
+def padded(column: pa.ChunkedArray) -> tuple[Array, Array]:
     """Lists -> (rows, longest) padded with 0 on the right, and each row's length; never narrower than one."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # combine_chunks of an empty or single-chunk column keeps the wrapper

@@ -33,6 +33,9 @@ FLOOR: Final = "floor"
 SOURCE_ID: Final = "source_id"
 TITLE: Final = "title"
 SCORE: Final = "score"
+HELD_OUT: Final = "held_out"
+RANKED: Final = "ranked"
+SCORES: Final = "scores"
 TEXT_TOKENS: Final = "text_tokens"
 HYBRID_TOKENS: Final = "hybrid_tokens"
 USER_AT: Final = "user_at"
@@ -100,5 +103,14 @@ PREDICTIONS_SCHEMA: Final = pa.schema(
         (SCORE, pa.float64()),  # probability of "like"
         (IS_WARM, pa.bool_()),
         (IS_STRICT_COLD, pa.bool_()),
+    ]
+)
+# Of next items: a session's list.
+LISTS_SCHEMA: Final = pa.schema(
+    [
+        (USER_ID, pa.int32()),
+        (HELD_OUT, pa.list_(pa.int32())),  # what followed
+        (RANKED, pa.list_(pa.int32())),  # item ids, best first; shorter where a system knows no more
+        (SCORES, pa.list_(pa.float32())),  # of RANKED; null where a system has none
     ]
 )

@@ -32,10 +32,15 @@ def write_parquet(path: Path, pieces: Iterable[pa.Table], schema: pa.Schema) -> 
 def write_items(path: Path, sources: pa.Array, titles: pa.Table) -> int:
     """The items in the order of their ids; returns how many had no title."""
     found = titles[TITLE].take(pc.index_in(sources, titles[ITEM_ID].combine_chunks()))
-    shown = pc.if_else(pc.is_valid(found), found, pc.binary_join_element_wise("Untitled", sources, " "))
+    shown = pc.if_else(pc.is_valid(found), found, untitled(sources))
     ids = pa.array(np.arange(1, len(sources) + 1, dtype=np.int32))
     write_parquet(path, [pa.table([ids, sources, shown], schema=ITEMS_SCHEMA)], ITEMS_SCHEMA)
     return int(found.null_count)
+
+
+def untitled(sources: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """What items without a title are called, from their source ids."""
+    return pc.binary_join_element_wise("Untitled", sources, " ")
 
 
 def write_text(path: Path, text: str) -> None:

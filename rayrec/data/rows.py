@@ -12,6 +12,7 @@ from rayrec.data import columns as c
 from rayrec.data.beside import Beside
 from rayrec.data.plan import Ids
 from rayrec.data.store import open_table
+from rayrec.sessions import Sessions
 from rayrec.stages import Stream
 
 HISTORY = c.HISTORY  # of a fetched table: list<int32>, oldest first
@@ -84,7 +85,10 @@ class OpenRows:
     def fetch(self, ids: Ids) -> pa.Table:
         """The rows ``ids``, in that order, with what this stream reads: user, history, item, label, prompt."""
         rows = self._rows.select([c.USER_ID, c.ITEM_ID, c.LABEL]).take(ids)
-        offsets, places = self._history(rows[c.USER_ID].to_numpy(), self._seen.take(ids).to_numpy())
+        seen = self._seen.take(ids).to_numpy()
+        offsets, places = self._history(
+            rows[c.USER_ID].to_numpy(), seen, np.minimum(seen, self.source.max_len).astype(np.int32)
+        )
         columns = {
             c.ROW: pa.array(ids),
             c.USER_ID: rows[c.USER_ID].combine_chunks(),
@@ -105,9 +109,17 @@ class OpenRows:
             columns |= {name: prompts[name].combine_chunks() for name in wanted}
         return pa.table(columns)
 
-    def _history(self, users: NDArray[np.int32], seen: NDArray[np.int32]) -> tuple[pa.Array, pa.Array]:
+    def sessions(self, ids: Ids, *, with_target: bool = False) -> Sessions:
+        """Of next items: everything before the target of each row, however long, or up to and with it."""
+        places = self._rows.select([c.USER_ID, c.SEEN]).take(ids)
+        lengths = places[c.SEEN].to_numpy() + with_target
+        offsets, events = self._history(places[c.USER_ID].to_numpy(), lengths, lengths)
+        return Sessions(self._values.take(events).to_numpy(), offsets.to_numpy())
+
+    def _history(
+        self, users: NDArray[np.int32], seen: NDArray[np.int32], counts: NDArray[np.int32]
+    ) -> tuple[pa.Array, pa.Array]:
         """Where each row's history begins in the batch's values, and where these lie in those of all users."""
-        counts = np.minimum(seen, self.source.max_len)
         offsets = np.concatenate([[0], np.cumsum(counts)])
         firsts = self._starts[users] + seen - counts
         places = np.arange(offsets[-1]) + np.repeat(firsts - offsets[:-1], counts)

@@ -15,7 +15,7 @@ from rayrec.config.section import Section
 from rayrec.config.training import StagesConfig
 from rayrec.errors import InputError
 from rayrec.settings import explain, override, read_tree, validate, with_values
-from rayrec.stages import STAGES, SYSTEMS, StageName, SystemName
+from rayrec.stages import STAGES, SYSTEMS, StageName, SystemName, Task
 
 # One value for all systems, or the tables would compare what cannot be compared.
 _COMMON = (
@@ -202,11 +202,21 @@ def _check_systems(experiment: Experiment, origin: str) -> None:
     """Every configuration is one, and no two titles stand for the same results."""
     known: dict[str, str] = {}
     for title, entry in experiment.config.systems.items():
+        if Task.CLICK not in SYSTEMS[entry.system].tasks:
+            raise InputError(
+                f"{origin}: systems.{title}.system: {entry.system} ranks next items, which experiments do not compare;"
+                " use jobs/full_pipeline.py"
+            )
         for seed in experiment.seeds(title):
             try:
                 config = experiment.configuration(title, seed)
             except InputError as error:
                 raise InputError(f"{origin}: {error}") from None
+            if config.data.task is not Task.CLICK:
+                raise InputError(
+                    f"{origin}: systems.{title}: data.task {config.data.task} is not for experiments; use"
+                    " jobs/full_pipeline.py"
+                )
         twin = known.setdefault(f"{entry.system}: {_read_by(config, entry.system)}", title)
         if twin != title:
             raise InputError(

@@ -136,13 +136,14 @@ def _tables(data: ReportData) -> dict[str, Table]:
         tables.stage_table(
             data.progress, f"Medians over the logged steps of each stage; validation AUC on validation rows. {sample}"
         ),
-        *_data_tables(data.manifest, sample),
+        *data_tables(data.manifest, sample),
         tables.pairs_table("versions", data.versions, f"Packages that produced these numbers. {sample}"),
     ]
     return {table.name: table for table in made}
 
 
-def _data_tables(manifest: Mapping[str, Any], sample: str) -> list[Table]:
+def data_tables(manifest: Mapping[str, Any], sample: str) -> list[Table]:
+    """What preparation left: its steps, the splits, and the rest that the manifest says."""
     splits = [{"split": name, **counts} for name, counts in manifest.get("splits", {}).items()]
     facts = {key: value for key, value in manifest.items() if key not in {"steps", "splits"}}
     return [

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rayrec.metrics import Estimate, paired_difference
+from rayrec.stages import Metric
 
 DASH: Final = "–"
 METRIC_TITLES: Final[Mapping[str, str]] = {
@@ -83,11 +84,11 @@ def metric_table(
     """Systems as rows, grouped by slice when there are several; each metric with its interval; then the counts."""
     rows = []
     for part in parts:
-        best = {metric: _best(metrics, titles, part, metric) for metric in columns}
+        best = {metric: best_value(metrics, titles, part, metric) for metric in columns}
         for index, (system, title) in enumerate(titles.items()):
             group = [Cell(SLICE_TITLES[part] if not index else "", number=False)] if len(parts) > 1 else []
             cells = [
-                _estimate_cell(value, best=value.value == best[metric])
+                estimate_cell(value, best=value.value == best[metric])
                 for metric in columns
                 for value in [estimate(metrics, system, part, metric)]
             ]
@@ -111,7 +112,7 @@ def difference_table(predictions: Mapping[str, pd.DataFrame], titles: Mapping[st
         record: dict[str, Any] = {"system": system, "minus": reference}
         for name in COMPARED:
             value, low, high, p = found[name]
-            cells.append(Cell(signed(value), _signed_range(low, high)))
+            cells.append(Cell(signed(value), signed_range(low, high)))
             cells.append(Cell(DASH if math.isnan(p) else f"{p:.3f}"))
             record |= {name: value, f"{name}_low": low, f"{name}_high": high, f"{name}_p": p}
         rows.append(tuple(cells))
@@ -120,20 +121,24 @@ def difference_table(predictions: Mapping[str, pd.DataFrame], titles: Mapping[st
     return Table(name="differences", caption=caption, header=header, rows=tuple(rows), csv=pd.DataFrame(records))
 
 
-def stage_table(progress: Mapping[str, Sequence[Mapping[str, Any]]], caption: str) -> Table:
-    """Steps, throughput (medians over the logged steps) and the best validation AUC of each stage."""
+def stage_table(
+    progress: Mapping[str, Sequence[Mapping[str, Any]]], caption: str, judged_by: Metric = Metric.AUC
+) -> Table:
+    """Steps, throughput (medians over the logged steps) and the best value on validation rows of each stage."""
     rows, records = [], []
     for stage, lines in progress.items():
-        series = {key: column(lines, key) for key in ("step", "rows_per_s", "tokens_per_s", "wait_share", "valid_auc")}
+        series = {
+            key: column(lines, key) for key in ("step", "rows_per_s", "tokens_per_s", "wait_share", judged_by.value)
+        }
         steps = series["step"].max() if len(series["step"]) else math.nan
         middle = {key: _median(series[key]) for key in ("rows_per_s", "tokens_per_s", "wait_share")}
-        best = series["valid_auc"].max() if len(series["valid_auc"]) else math.nan
+        best = series[judged_by.value].max() if len(series[judged_by.value]) else math.nan
         rate = [Cell(plain(middle[key], 3)) for key in ("rows_per_s", "tokens_per_s")]
         wait = middle["wait_share"]
         waited = Cell(DASH if math.isnan(wait) else f"{100 * wait:.1f}%")
         rows.append((Cell(stage, number=False), Cell(plain(steps)), *rate, waited, Cell(fixed(best))))
-        records.append({"stage": stage, "steps": steps, **middle, "best_valid_auc": best})
-    header = ("Stage", "Steps", "Rows/s", "Tokens/s", "Waiting for data", "Best valid. AUC")
+        records.append({"stage": stage, "steps": steps, **middle, f"best_{judged_by}": best})
+    header = ("Stage", "Steps", "Rows/s", "Tokens/s", "Waiting for data", f"Best valid. {judged_by.shown}")
     return Table(name="throughput", caption=caption, header=header, rows=tuple(rows), csv=pd.DataFrame(records))
 
 
@@ -189,11 +194,13 @@ def _range(low: float, high: float) -> str:
     return f"{fixed(low)} – {fixed(high)}" if math.isfinite(low) and math.isfinite(high) else ""
 
 
-def _signed_range(low: float, high: float) -> str:
+def signed_range(low: float, high: float) -> str:
+    """An interval of a difference, or nothing."""
     return f"{signed(low)} to {signed(high)}" if math.isfinite(low) and math.isfinite(high) else ""
 
 
-def _estimate_cell(value: Estimate, *, best: bool) -> Cell:
+def estimate_cell(value: Estimate, *, best: bool) -> Cell:
+    """A value with its interval."""
     return Cell(fixed(value.value), _range(value.low, value.high), best=best)
 
 
@@ -202,7 +209,8 @@ def _count_cells(metrics: Mapping[str, SystemMetrics], system: str, part: str) -
     return Cell(f"{rows:,}"), Cell(f"{users:,}", f"{both:,} in UAUC")
 
 
-def _best(metrics: Mapping[str, SystemMetrics], titles: Mapping[str, str], part: str, metric: str) -> float:
+def best_value(metrics: Mapping[str, SystemMetrics], titles: Mapping[str, str], part: str, metric: str) -> float:
+    """The best system's value; NaN where fewer than two have one."""
     values = [estimate(metrics, system, part, metric).value for system in titles]
     finite = [value for value in values if math.isfinite(value)]
     if len(finite) < 2:

@@ -1,4 +1,4 @@
-"""Training curves: loss and validation AUC over the optimizer steps of stages."""
+"""Training curves: loss and validation metrics over the optimizer steps of stages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -10,33 +10,36 @@ from matplotlib.figure import Figure
 
 from rayrec.report.figures import INK, MUTED, drawing
 from rayrec.report.tables import number, plain
+from rayrec.stages import Metric
 
 _FEW: Final = 40  # evaluations of a curve that still get a dot each
-_SHOWN: Final = ("step", "loss", "valid_auc", "valid_uauc")
+_LIKES: Final = (Metric.AUC, Metric.UAUC)
 
 
-def progress_rows(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] = _SHOWN) -> pd.DataFrame:
+def progress_rows(lines: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
     """The lines of a ``progress.jsonl`` as numbers, in the order of ``step``; NaN for whatever a line does not tell."""
     rows = pd.DataFrame({key: np.array([number(line.get(key)) for line in lines]) for key in columns})
     kept: pd.DataFrame = rows[np.isfinite(rows["step"])].sort_values("step", kind="stable", ignore_index=True)
     return kept
 
 
-def training_figure(progress: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Training loss, and validation AUC (line) and UAUC (dashes), over the steps of all stages laid end to end."""
+def training_figure(
+    progress: Mapping[str, Sequence[Mapping[str, Any]]], judged_by: tuple[Metric, Metric] = _LIKES
+) -> Figure:
+    """Training loss, and two validation metrics (line, dashes), over the steps of all stages laid end to end."""
     with drawing(10, 4.6) as figure:
         losses, valid = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         start, spans = 0.0, []
         for stage, lines in progress.items():
-            rows = progress_rows(lines)
+            rows = progress_rows(lines, ("step", "loss", *(metric.value for metric in judged_by)))
             if rows.empty:
                 continue
-            _stage_curves(losses, valid, rows, start)
+            _stage_curves(losses, valid, rows, start, judged_by)
             spans.append((stage, start, start + float(rows["step"].max())))
             start = spans[-1][2]
         _mark_stages((losses, valid), spans)
         losses.set_title("Training loss", pad=8 + 11 * _levels(spans)[1])
-        valid.set_title("Validation AUC (line) and UAUC (dashes)")
+        valid.set_title("Validation {} (line) and {} (dashes)".format(*(metric.shown for metric in judged_by)))
         valid.set_xlabel("optimizer steps, all stages laid end to end")
         valid.xaxis.set_major_formatter(lambda value, _: plain(value))
     return figure
@@ -49,15 +52,17 @@ def draw_evaluations(axes: Axes, steps: pd.Series, values: pd.Series, line: str 
     axes.plot(steps[seen], values[seen], line, color=colour, marker=marker, markersize=2.8, linewidth=1.2)
 
 
-def _stage_curves(losses: Axes, valid: Axes, rows: pd.DataFrame, start: float) -> None:
+def _stage_curves(
+    losses: Axes, valid: Axes, rows: pd.DataFrame, start: float, judged_by: tuple[Metric, Metric]
+) -> None:
     trained = rows[np.isfinite(rows["loss"])]
     if len(trained):
         steps = trained["step"] + start
         smooth = trained["loss"].ewm(span=max(5, len(trained) // 20)).mean()
         losses.plot(steps, trained["loss"], color=MUTED, linewidth=0.6, alpha=0.45)
         losses.plot(steps, smooth, color=INK)
-    for key, line in (("valid_auc", "-"), ("valid_uauc", "--")):
-        draw_evaluations(valid, rows["step"] + start, rows[key], line)
+    for metric, line in zip(judged_by, ("-", "--"), strict=True):
+        draw_evaluations(valid, rows["step"] + start, rows[metric.value], line)
 
 
 def _mark_stages(panels: Sequence[Axes], spans: Sequence[tuple[str, float, float]]) -> None:

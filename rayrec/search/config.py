@@ -12,20 +12,18 @@ from rayrec.config.section import Section
 from rayrec.errors import InputError
 from rayrec.search.space import Distribution, check_space, data_variants, grid
 from rayrec.settings import explain, load, override, read_tree, validate, with_values
-from rayrec.stages import StageName
-
-Metric = Literal["valid_auc", "valid_uauc", "valid_log_loss"]
+from rayrec.stages import JUDGED_BY, STAGES, Metric, StageName
 
 
 class Objective(Section):
     """The best value that a stage's evaluations reach."""
 
     stage: StageName
-    metric: Metric = "valid_auc"
+    metric: Metric = Metric.AUC
 
     @property
     def mode(self) -> Literal["max", "min"]:
-        return "min" if self.metric == "valid_log_loss" else "max"
+        return "min" if self.metric is Metric.LOG_LOSS else "max"
 
 
 class NoScheduler(Section):
@@ -149,10 +147,25 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> Search:
     plain = load(path.parent / config.base)
     base = validate(with_values(plain.model_dump(mode="json"), config.set), f"{origin}: set")
     stage = config.objective.stage
+    _check_objective(config, base, origin)
     check_space(config.space, base, stage, origin)
     data_variants(config.space, origin)
     _check_budget(config, base, origin)
     return Search(config=config, base=base)
+
+
+def _check_objective(config: SearchConfig, base: Config, origin: str) -> None:
+    objective, task = config.objective, base.data.task
+    if "data.task" in config.space:
+        raise InputError(f"{origin}: space.data.task: trials of different tasks cannot be compared; leave it out")
+    if task not in STAGES[objective.stage].tasks:
+        offered = " or ".join(stage for stage, spec in STAGES.items() if task in spec.tasks)
+        raise InputError(f"{origin}: objective.stage: {objective.stage} is no stage of data.task {task}; use {offered}")
+    if objective.metric not in JUDGED_BY[task]:
+        raise InputError(
+            f"{origin}: objective.metric: data.task {task} is not judged by {objective.metric}; write"
+            f" {' or '.join(JUDGED_BY[task])}"
+        )
 
 
 def _check_budget(config: SearchConfig, base: Config, origin: str) -> None:

@@ -14,7 +14,8 @@ from rayrec import __version__, storage
 from rayrec.binding import SEARCH, bind, is_bound, package_versions
 from rayrec.config import Config, fingerprint
 from rayrec.data.beside import Beside, read_beside
-from rayrec.preparation import prepare_beside, prepare_rows
+from rayrec.name_tables import initial_table
+from rayrec.preparation import prepare_beside, prepare_rows, prepare_table
 from rayrec.report import SearchReportData, write_search_report
 from rayrec.search.config import DRAWN_AT_ONCE, Search, as_yaml
 from rayrec.search.live import Following
@@ -136,6 +137,7 @@ def _prepare(search: Search, store: str) -> dict[str, str]:
         data = Prepared(storage.join(store, "data", fingerprint(what)[:16]))
         prepare_rows(config, data)
         prepare_beside(config, data, read_by_trials(search, values))
+        prepare_table(config, data, initial_table(config))
         folders[data_key(search, values)] = data.folder
     return folders
 

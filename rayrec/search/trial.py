@@ -20,8 +20,10 @@ import ray
 from ray import tune
 
 from rayrec import storage
-from rayrec.config import fingerprint
+from rayrec.config import Config, fingerprint
 from rayrec.errors import DivergedError, InputError
+from rayrec.name_tables import initial_table
+from rayrec.preparation import prepare_table
 from rayrec.search.config import Search
 from rayrec.search.schedule import EVALUATION
 from rayrec.search.suggest import OBJECTIVE, TRIAL, VALUES
@@ -155,11 +157,25 @@ class Trial(tune.Trainable):
         saved_always = {f"stages.{search.stage}.checkpoint_every": 1}  # what was told must be on record
         config = search.trial_config(self._values | saved_always)
         data = Prepared(self._setting.data[data_key(search, self._values)])
+        self._write_names(config, data)
         jobs = stage_jobs(config, data, self._setting.store)
         for stage in config.stages.lineage(search.stage)[:-1]:
             if stage in jobs:
                 self._train_once(jobs[stage])
         return jobs[search.stage]
+
+    def _write_names(self, config: Config, data: Prepared) -> None:
+        """The vectors that the encoder's items start from; two trials may need the same."""
+        table = initial_table(config)
+        if table is None:
+            return
+        folder = data.table_folder(table, self._setting.store)
+        while not self._take(folder):
+            time.sleep(_POLL_SECONDS)
+        try:
+            prepare_table(config, data, table)
+        finally:
+            ray.get(self._setting.claims.give_back.remote(folder, self._holder))
 
     def _branched(self, job: StageJob) -> StageJob:
         """The job itself, or, gone on with from a donor of other values, one with a folder of its own.
@@ -293,4 +309,4 @@ def recorded(job: StageJob) -> list[dict[str, Any]]:
     """The stage's evaluations on record, in order."""
     path = storage.join(job.folder, "progress.jsonl")
     lines = [json.loads(line) for line in storage.read_text(path).splitlines()] if storage.exists(path) else []
-    return [line for line in lines if "valid_auc" in line]
+    return [line for line in lines if job.judged_by.value in line]

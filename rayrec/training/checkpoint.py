@@ -28,7 +28,7 @@ class Progress:
     """Where a stage stands. Nothing random is in it: order and draws are functions of the step."""
 
     step: int = 0  # optimizer steps taken
-    best: float | None = None  # validation AUC
+    best: float | None = None  # of the validation metric that chooses, `StageJob.judged_by`
     best_step: int = 0
     stale: int = 0  # evaluations since the best
     stopped_early: bool = False

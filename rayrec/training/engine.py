@@ -129,7 +129,7 @@ class Engine:
     def of_stage(cls, job: StageJob, model: SASRecLLM) -> "Engine":
         """The engine that a stage trains ``model`` with."""
         return cls(
-            Objective(model, job.settings.loss),
+            Objective(model, job.settings.loss, job.settings.of_loss),
             trains=job.trains,
             engine=job.config.engine,
             precision=job.precision,

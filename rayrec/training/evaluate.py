@@ -1,7 +1,9 @@
-"""Scoring rows with a model inside a worker group; every worker ends with all the scores."""
+"""Judging a model on validation rows inside a worker group; every worker ends with the same numbers."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -9,13 +11,20 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from rayrec.config import Config
+from rayrec.data.catalogue import training_counts
 from rayrec.data.collate import Cut, collate
 from rayrec.data.plan import Ids, sample_rows, scoring_batches
 from rayrec.data.rows import OpenRows
+from rayrec.metrics import session_metrics
 from rayrec.metrics.pointwise import auc, log_loss, uauc
 from rayrec.models.sasrecllm import SASRecLLM
+from rayrec.sessions import Index, Sessions
+from rayrec.stages import VALID_K, Metric, Task
+from rayrec.training.job import StageJob
+from rayrec.training.lists import Lister
 
 Scores = NDArray[np.float64]
+_T = TypeVar("_T")
 
 
 @torch.no_grad()
@@ -26,42 +35,78 @@ def score_rows(model: SASRecLLM, rows: OpenRows, ids: Ids, config: Config, devic
     return torch.sigmoid(model(batch).double()).cpu().numpy()
 
 
+class Validator(Protocol):
+    """The fixed validation rows of a stage."""
+
+    def evaluate(self, model: SASRecLLM, device: torch.device) -> dict[str, float]:
+        """The metrics of the stage's task; the same numbers on every rank."""
+        ...
+
+
+def open_validator(job: StageJob) -> Validator:
+    """The sample that a stage is judged on, cut into batches that do not depend on the number of workers."""
+    rows, settings, seed = job.rows("valid").open(), job.settings, job.config.seed
+    ids = sample_rows(rows.user_ids, settings.valid_users, settings.valid_rows_per_user, seed)
+    batches = scoring_batches(ids, rows.lengths, job.scoring_batch, rows.shared)
+    if job.config.data.task is Task.NEXT_ITEM:
+        return ListValidator(rows, batches, job.config, training_counts(job.data))
+    return ScoreValidator(rows, batches, job.config)
+
+
 @dataclass(frozen=True)
-class Validator:
-    """The fixed validation rows of a stage, cut into batches that do not depend on the number of workers."""
+class ScoreValidator:
+    """Of clicks: AUC, UAUC and log loss of the rows' scores."""
 
     rows: OpenRows
     batches: list[Ids]
     config: Config
 
-    @classmethod
-    def sample(
-        cls, rows: OpenRows, *, users: int | None, rows_per_user: int | None, seed: int, batch: int, config: Config
-    ) -> "Validator":
-        ids = sample_rows(rows.user_ids, users, rows_per_user, seed)
-        return cls(rows, scoring_batches(ids, rows.lengths, batch, rows.shared), config)
-
     def evaluate(self, model: SASRecLLM, device: torch.device) -> dict[str, float]:
-        """Validation AUC, UAUC and log loss; the same numbers on every rank.
-
-        All ranks run equally many forward passes, since under ZeRO-3 each pass is a collective.
-        """
-        rank, world = dist.get_rank(), dist.get_world_size()
         model.set_mode(())
-        rounds = -(-len(self.batches) // world)
-        mine: dict[int, Scores] = {}
-        for turn in range(rounds):
-            number = turn * world + rank
-            batch = self.batches[min(number, len(self.batches) - 1)]
-            mine[number] = score_rows(model, self.rows, batch, self.config, device)
-        gathered: list[dict[int, Scores]] = [{}] * world
-        dist.all_gather_object(gathered, mine)
-        merged: dict[int, Any] = {number: scores for part in gathered for number, scores in part.items()}
-        score = np.concatenate([merged[number] for number in range(len(self.batches))])
+        score = np.concatenate(_divided(self.batches, partial(self._scores, model, device)))
         shown = self.rows.frame(np.concatenate(self.batches))
         user, label = shown["user_id"].to_numpy(), shown["label"].to_numpy()
         return {
-            "valid_auc": auc(label, score),
-            "valid_uauc": uauc(user, label, score)[0],
-            "valid_log_loss": log_loss(label, score),
+            Metric.AUC.value: auc(label, score),
+            Metric.UAUC.value: uauc(user, label, score)[0],
+            Metric.LOG_LOSS.value: log_loss(label, score),
         }
+
+    def _scores(self, model: SASRecLLM, device: torch.device, ids: Ids) -> Scores:
+        return score_rows(model, self.rows, ids, self.config, device)
+
+
+@dataclass(frozen=True)
+class ListValidator:
+    """Of next items: NDCG and HR of lists of ``VALID_K`` places out of the whole catalogue."""
+
+    rows: OpenRows
+    batches: list[Ids]
+    config: Config
+    counts: Index  # events of each item in training, by id
+
+    def evaluate(self, model: SASRecLLM, device: torch.device) -> dict[str, float]:
+        lister = Lister(model, self.counts, self.config, device)
+        lists = np.concatenate(_divided(self.batches, lambda ids: lister.rank(self.rows, ids, VALID_K)[0]))
+        held_out = self.rows.frame(np.concatenate(self.batches))["item_id"].to_numpy()
+        found = session_metrics(lists, Sessions.of(held_out[:, None]), self.counts, (VALID_K,))
+        return {
+            Metric.NDCG.value: float(found[f"ndcg@{VALID_K}"].mean()),
+            Metric.HR.value: float(found[f"hr@{VALID_K}"].mean()),
+        }
+
+
+def _divided(batches: Sequence[Ids], work: Callable[[Ids], _T]) -> list[_T]:
+    """What ``work`` makes of each batch, in their order, on every rank.
+
+    All ranks run equally many forward passes, since under ZeRO-3 each pass is a collective.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    mine: dict[int, _T] = {}
+    for turn in range(-(-len(batches) // world)):
+        number = turn * world + rank
+        mine[number] = work(batches[min(number, len(batches) - 1)])
+    gathered: list[dict[int, _T]] = [{}] * world
+    dist.all_gather_object(gathered, mine)
+    merged = {number: made for part in gathered for number, made in part.items()}
+    return [merged[number] for number in range(len(batches))]

@@ -105,7 +105,7 @@ def _activations(job: StageJob, model: SASRecLLM, tokens: int) -> float:
     # Which positions a loss takes is content, which there is none of: all of them, an upper bound.
     every = _config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]  # is put there when imported
     with _counted(model) as kept, every:
-        Objective(model, job.settings.loss)(batch)
+        Objective(model, job.settings.loss, job.settings.of_loss)(batch)
     sizes = list(kept.values())
     if model.backbone is None or not job.config.engine.gradient_checkpointing:
         return float(sum(sizes) + 2 * max(sizes))  # the last term: what a layer's backward pass computes in

@@ -14,7 +14,7 @@ from rayrec.data.beside import read_beside
 from rayrec.data.collate import Cut, collate
 from rayrec.data.rows import RowSource
 from rayrec.data.streams import WorkerOrder
-from rayrec.stages import STAGES, Part, StageName, StageSpec
+from rayrec.stages import JUDGED_BY, STAGES, Metric, Part, StageName, StageSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class StageJob:
     folder: str = ""  # where the stage works and leaves its parts
     fingerprint: str = ""  # of all that determines the result
     origins: Mapping[Part, str] = field(default_factory=dict)  # part that is not drawn -> folder it starts from
+    initial: str = ""  # folder of the vectors that the encoder's items start from; none: they are drawn
 
     @property
     def spec(self) -> StageSpec:
@@ -90,6 +91,11 @@ class StageJob:
         size = rows.num_rows // self.accumulation
         pieces = [rows.slice(start, size) for start in range(0, rows.num_rows, size)]
         return [collate(piece, self.config.mapper.tokens, self.cut) for piece in pieces]
+
+    @property
+    def judged_by(self) -> Metric:
+        """What chooses among its checkpoints; more is better."""
+        return JUDGED_BY[self.config.data.task][0]
 
     @property
     def scoring_batch(self) -> int:

@@ -22,7 +22,7 @@ from rayrec.training import checkpoint
 from rayrec.training.ahead import Ahead
 from rayrec.training.checkpoint import Progress
 from rayrec.training.engine import Engine
-from rayrec.training.evaluate import Validator
+from rayrec.training.evaluate import open_validator
 from rayrec.training.job import StageJob, derive_seed
 from rayrec.training.log import ProgressLog, Stopwatch, peak_memory_gb
 from rayrec.training.model import stage_model
@@ -79,21 +79,13 @@ class Stage:
         self.model = stage_model(job)
         if resumed:
             self._load(resumed.state, job.settings.resume_from or job.folder)
-        settings = job.settings
         self.engine = Engine.of_stage(job, self.model)
         self.best = self.engine.weights()
         if resumed:
             self.engine.restore(resumed.state, self.progress.step)
             self.engine.restore_loss_scale(self.progress.loss_scale)
             self.best = {k.removeprefix("best/"): v for k, v in resumed.state.items() if k.startswith("best/")}
-        self.validator = Validator.sample(
-            job.rows("valid").open(),
-            users=settings.valid_users,
-            rows_per_user=settings.valid_rows_per_user,
-            seed=job.config.seed,
-            batch=job.scoring_batch,
-            config=job.config,
-        )
+        self.validator = open_validator(job)
 
     def run(self) -> None:
         """Train from where the stage stands to its end, then hand its best parts on."""
@@ -110,12 +102,12 @@ class Stage:
             self._show(progress, line)
             if self._is_checkpoint(progress) or self.notice.has_come():
                 self._save(progress)
-            if "valid_auc" in line:  # after it is saved: what was once told is not forgotten
+            if job.judged_by.value in line:  # after it is saved: what was once told is not forgotten
                 ray.train.report(line | {"stage": job.stage.value})
                 self._pass(line)
         if self.rank == 0:
             self._hand_on(progress)
-            ray.get(self.board.end.remote(job.stage.value, _closing_line(job.stage, progress)))
+            ray.get(self.board.end.remote(job.stage.value, _closing_line(job, progress)))
         dist.barrier()
 
     def close(self) -> None:
@@ -158,7 +150,7 @@ class Stage:
     def _judge(self, progress: Progress, line: dict[str, Any]) -> Progress:
         found = self.validator.evaluate(self.model, self.engine.device)
         line.update(found)
-        judged = progress.judged(found["valid_auc"])
+        judged = progress.judged(found[self.job.judged_by.value])
         judged = replace(judged, stopped_early=judged.stale >= self.job.settings.patience)
         line["last"] = judged.stopped_early or judged.step == self.job.total_steps
         if judged.best_step == progress.step or judged.best is None:  # none: validation told nothing so far
@@ -194,6 +186,7 @@ class Stage:
                 total=self.job.total_steps,
                 loss=line["loss"],
                 rows_per_s=line["rows_per_s"],
+                judged_by=self.job.judged_by.shown,
                 best=progress.best,
             )
             self.board.show.remote(pulse)
@@ -213,7 +206,7 @@ class Stage:
                 "config": job.config.model_dump(mode="json"),
                 "facts": asdict(job.facts),
                 "step": progress.best_step,
-                "valid_auc": progress.best,
+                job.judged_by.value: progress.best,
                 "parents": parents,
             }
             save_part(job.part_folder(part), part, weights, card)
@@ -268,7 +261,8 @@ def _sums(*values: float) -> tuple[float, ...]:
     return tuple(sums.tolist())
 
 
-def _closing_line(stage: StageName, progress: Progress) -> str:
+def _closing_line(job: StageJob, progress: Progress) -> str:
     early = ", stopped early" if progress.stopped_early else ""
     best = "none" if progress.best is None else f"{progress.best:.4f} at step {progress.best_step}"
-    return f"{stage}  {progress.step} steps in {progress.seconds:.0f} s{early}; best valid AUC {best}"
+    steps = f"{job.stage}  {progress.step} steps in {progress.seconds:.0f} s{early}"
+    return f"{steps}; best valid {job.judged_by.shown} {best}"

@@ -12,8 +12,11 @@ from rayrec.config import Config
 from rayrec.config.training import Precision
 from rayrec.data.prompts import resolve_answers
 from rayrec.data.tokenise import load_tokenizer
+from rayrec.data.vectors import read_vectors
 from rayrec.models.backbone import merge_lora
 from rayrec.models.checkpoints import local_backbone
+from rayrec.models.encoder import SequenceEncoder
+from rayrec.models.ranking.initial import initial_table
 from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build, calibrate_mapper
 from rayrec.stages import STAGES, Part, StageName
 from rayrec.training.hardware import check_hardware
@@ -45,6 +48,8 @@ def stage_model(job: StageJob) -> SASRecLLM:
     shape = model_shape(job.config, job.facts, with_backbone=job.spec.reads.uses_backbone)
     torch.manual_seed(derive_seed(job.config.seed, job.stage, "weights"))
     model = build(job.config, shape, parts=job.parts, with_backbone=job.spec.reads.uses_backbone)
+    if job.initial:
+        _start_from_names(model, job.initial)
     for part, folder in sorted(job.origins.items()):
         load_part(folder, part, model)
     if Part.MAPPER in job.parts and Part.MAPPER not in job.origins:
@@ -53,6 +58,13 @@ def stage_model(job: StageJob) -> SASRecLLM:
         merge_lora(model.backbone)
     _compile(job.config, model)
     return model
+
+
+def _start_from_names(model: SASRecLLM, folder: str) -> None:
+    assert isinstance(model.encoder, SequenceEncoder)
+    table = model.encoder.item.weight
+    with torch.no_grad():
+        table.copy_(initial_table(table, read_vectors(folder)))
 
 
 @dataclass(frozen=True, kw_only=True)

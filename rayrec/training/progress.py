@@ -27,7 +27,8 @@ class Pulse:
     total: int
     loss: float
     rows_per_s: float
-    best: float | None  # validation AUC
+    judged_by: str  # a validation metric's name
+    best: float | None  # its best value
 
 
 @dataclass(frozen=True)
@@ -187,5 +188,5 @@ def _read(board: Any) -> News:
 
 
 def _text(pulse: Pulse) -> str:
-    best = "" if pulse.best is None else f"  valid AUC {pulse.best:.4f}"
+    best = "" if pulse.best is None else f"  valid {pulse.judged_by} {pulse.best:.4f}"
     return f"step {pulse.step}/{pulse.total}  loss {pulse.loss:.4f}{best}  {pulse.rows_per_s:,.1f} rows/s"

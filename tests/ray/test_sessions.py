@@ -144,6 +144,7 @@ def chains(folder: Path) -> list[str]:
         "split": {"train": 0.64, "valid": 0.16},
     }
     changes = {"storage": str(folder), "data": data, "cluster.workers": 1, "stages.pretrain_encoder.loss": "softmax"}
+    changes |= {"names": {"sources": "tiny", "pooling": "last"}, "ranking.llmseqsim.width": 16}
     return [option for key, value in changes.items() for option in ("--set", f"{key}={json.dumps(value)}")]
 
 

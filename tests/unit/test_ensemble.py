@@ -17,14 +17,14 @@ from sklearn.metrics import roc_auc_score
 from rayrec import ensemble, scoring, storage
 from rayrec.config import Config
 from rayrec.data import columns as c
-from rayrec.data.rows import RowSource
 from rayrec.ensemble import score_ensemble, weights_path
 from rayrec.floors import auc_and_uauc
 from rayrec.models.ensemble import PARTS, candidates, choose_weights, pool
 from rayrec.run import Run
 from rayrec.scoring import predictions_path, read_predictions, validation_sample
-from rayrec.stages import SYSTEMS, StageName, Stream, SystemName
-from rayrec.training.evaluate import Validator
+from rayrec.stages import SYSTEMS, StageName, SystemName
+from rayrec.training.evaluate import ScoreValidator, open_validator
+from rayrec.training.job import StageJob
 
 MEMBERS = SYSTEMS[SystemName.ENSEMBLE].members
 
@@ -138,18 +138,12 @@ def config(tmp_path: Path) -> Config:
 
 def test_the_validation_rows_are_those_of_the_stage(prepared: Path, tmp_path: Path) -> None:
     run = Run(config(tmp_path), prepared=str(prepared))
-    rows = RowSource(str(prepared), "valid", Stream.INTERACTIONS, 3).open()
-    settings = run.config.stages.tune_hybrid
-    validator = Validator.sample(
-        rows,
-        users=settings.valid_users,
-        rows_per_user=settings.valid_rows_per_user,
-        seed=run.config.seed,
-        batch=7,
-        config=run.config,
-    )
-    found = validation_sample(run, StageName.TUNE_HYBRID)
-    assert sorted(found) == sorted(np.concatenate(validator.batches)) and 4 <= len(found) <= 20
+    job = StageJob(config=run.config, stage=StageName.PRETRAIN_ENCODER, facts=run.facts, data=run.data.folder)
+    validator = open_validator(job)
+    assert isinstance(validator, ScoreValidator)
+    found = validation_sample(run, StageName.PRETRAIN_ENCODER)
+    assert sorted(found) == sorted(np.concatenate(validator.batches)) and 2 <= len(found) < ROWS["valid"]
+    assert 4 <= len(validation_sample(run, StageName.TUNE_HYBRID)) <= 20
 
 
 def test_an_ensemble_leaves_weights_predictions_and_what_they_came_from(

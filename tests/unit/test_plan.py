@@ -1,9 +1,6 @@
 """The data order: pure, fair to every row, the same for any number of workers, and little padding."""
 
-import threading
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from groups import Group
 
 from rayrec.config import Config
 from rayrec.data.plan import Plan, sample_rows, scoring_batches, worker_slice
@@ -195,34 +193,6 @@ class Rows:
         return pa.table({"user_id": self.user_ids[ids], "label": self.labels[ids]})
 
 
-class Group:
-    """Workers as threads, with the two calls of torch.distributed that gather their scores."""
-
-    def __init__(self, world: int) -> None:
-        self.world, self.local = world, threading.local()
-        self.shares: list[Any] = [None] * world
-        self.barrier = threading.Barrier(world)
-
-    def get_rank(self) -> int:
-        return self.local.rank
-
-    def get_world_size(self) -> int:
-        return self.world
-
-    def all_gather_object(self, gathered: list[Any], mine: Any) -> None:
-        self.shares[self.local.rank] = mine
-        self.barrier.wait(10)
-        gathered[:] = self.shares
-
-    def run(self, work: Callable[[], Any]) -> list[Any]:
-        def as_rank(rank: int) -> Any:
-            self.local.rank = rank
-            return work()
-
-        with ThreadPoolExecutor(self.world) as pool:
-            return list(pool.map(as_rank, range(self.world)))
-
-
 @pytest.mark.parametrize("batch", [16, 399, 400])  # 399: two batches, fewer than there are workers
 def test_scores_do_not_depend_on_the_number_of_workers(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def score(model: Any, rows: Any, ids: np.ndarray, *_: Any) -> np.ndarray:
@@ -234,9 +204,8 @@ def test_scores_do_not_depend_on_the_number_of_workers(batch: int, monkeypatch: 
     for world in (1, 2, 4):
         group = Group(world)
         monkeypatch.setattr(evaluate, "dist", group)
-        validator = evaluate.Validator.sample(
-            Rows(), users=None, rows_per_user=None, seed=0, batch=batch, config=Config()
-        )
+        batches = scoring_batches(sample_rows(USERS, None, None, 0), Rows.lengths, batch, Rows.shared)
+        validator = evaluate.ScoreValidator(Rows(), batches, Config())
         found += group.run(lambda validator=validator: validator.evaluate(model, None))
     assert len(found) == 7 and all(metrics == found[0] for metrics in found)
 

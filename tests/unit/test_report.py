@@ -11,13 +11,13 @@ from pages import assert_ids_are_unique, assert_needs_no_network, assert_same_fi
 
 from rayrec.metrics import METRICS, SLICES, evaluate_slices
 from rayrec.report import ReportData, tables, write_report
-from rayrec.stages import SYSTEMS, StageName
+from rayrec.stages import EncoderKind, StageName, titles
 
 HOSTILE = "</blockquote><script>alert('x')</script> \"$\\frac{1}$\" & <img src=https://example.com/x.png>"
 
 
 def invented() -> ReportData:
-    rows, titles = 1000, {str(name): spec.title for name, spec in SYSTEMS.items()}
+    rows, named = 1000, {str(name): title for name, title in titles(EncoderKind.SASREC).items()}
     generator = np.random.default_rng(7)
     user, item = np.sort(generator.integers(0, 100, rows)), generator.integers(1, 400, rows)
     taste = generator.normal(0, 0.7, rows) + generator.normal(0, 0.6, 100)[user]
@@ -25,8 +25,8 @@ def invented() -> ReportData:
     warm = generator.random(rows) < 0.7
     strict = ~warm & (generator.random(rows) < 0.15)
     predictions = {}
-    for index, system in enumerate(titles):
-        logit = taste * (0.3 + 0.2 * index) + generator.normal(0, 1.2 - 0.15 * index, rows)
+    for index, system in enumerate(named):
+        logit = taste * (0.3 + 0.2 * index) + generator.normal(0, 1.2 - 0.1 * index, rows)
         columns = {"user_id": user, "item_id": item, "label": label, "score": 1 / (1 + np.exp(-logit))}
         predictions[system] = pd.DataFrame({**columns, "is_warm": warm, "is_strict_cold": strict})
     return ReportData(
@@ -42,7 +42,7 @@ def invented() -> ReportData:
             "splits": {"train": {"rows": 79998, "users": 751}, "test": {"rows": 10000, "users": 149}},
         },
         metrics={system: evaluate_slices(frame, resamples=200) for system, frame in predictions.items()},
-        titles=titles,
+        titles=named,
         predictions=predictions,
         progress={
             str(stage): invented_progress(generator, steps)
@@ -53,7 +53,7 @@ def invented() -> ReportData:
                 "prompt": '#Question: A user has given high ratings to these items: "Heat (1995)", "Fargo (1996)". '
                 'Predict whether the user would enjoy "Brazil (1985)"? Answer with "Yes" or "No". #Answer:',
                 "label": 1,
-                "scores": {system: 0.3 + 0.1 * index for index, system in enumerate(titles)},
+                "scores": {system: 0.3 + 0.1 * index for index, system in enumerate(named)},
                 "title": "Brazil (1985)",
             },
             {"prompt": HOSTILE, "label": 0, "scores": {}, "title": HOSTILE},

@@ -116,7 +116,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         r"budget\.trials: 5, but the grid has 6 points",
     ),
     "grid of a range": ({"algorithm": "grid", "budget": {}}, r"a grid needs a list of values"),
-    "no such metric": ({"objective": {"stage": "pretrain_encoder", "metric": "valid_ndcg"}}, r"metric: .*'valid_auc'"),
+    "no such metric": ({"objective": {"stage": "pretrain_encoder", "metric": "valid_map"}}, r"metric: .*'valid_auc'"),
     "no such stage": ({"objective": {"stage": "train"}}, r"objective\.stage: .*'train'"),
     "no such algorithm": ({"algorithm": "tp"}, r"algorithm: .*'tpe'"),
     "no such scheduler": ({"scheduler": {"kind": "asah"}}, r"scheduler: .*'asha'"),

@@ -25,6 +25,7 @@ from rayrec.settings import load, validate, with_values
 ROOT = Path(__file__).resolve().parents[2]
 REAL = Path(os.environ.get("RAYREC_DATA_ROOT", ROOT.parent / "shared" / "data")) / "amazon-beauty"
 TASK = "data.task=next_item"
+LOSS = "stages.pretrain_encoder.loss=softmax"  # the default learns from labels
 
 # Its configuration
 
@@ -68,10 +69,10 @@ def test_clicks_are_the_same_content_as_ever() -> None:
 
 @pytest.mark.parametrize("split", ["{leave_one_out: true}", "{train: .64, valid: .16}", "{folds: 3, fold: 2}"])
 def test_next_items_come_back(split: str) -> None:
-    one = load(None, [TASK, "data.core=5", "data.repeats=first", f"data.split={split}"])
+    one = load(None, [TASK, LOSS, "data.core=5", "data.repeats=first", f"data.split={split}"])
     tree = one.model_dump(mode="json")
     assert tree["data"]["task"] == "next_item" and validate(tree, "x") == one
-    assert identity(one) != identity(load(None, [TASK, f"data.split={split}"]))
+    assert identity(one) != identity(load(None, [TASK, LOSS, f"data.split={split}"]))
     assert validate(with_values(tree, {"data.core": 3}), "x").data.core == 3
 
 

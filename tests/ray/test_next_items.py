@@ -1,0 +1,157 @@
+"""Next items as a person runs them: from sources to a report, and the same command again."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import processes
+import pytest
+import safetensors.numpy
+from pages import assert_needs_no_network
+
+CONFIG = ["--config", "configs/smoke_next_item.yaml"]
+SYSTEMS = {
+    "most_popular": "MostPopular",
+    "sknn": "SKNN",
+    "v_sknn": "V-SKNN",
+    "llmseqsim": "LLMSeqSim",
+    "sasrec": "SASRec",
+}
+KS = (5, 20)
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return [*CONFIG, "--set", f"storage={tmp_path_factory.mktemp('next-items')}"]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    job_env: dict[str, str], options: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> processes.Finished:
+    log = tmp_path_factory.mktemp("log")
+    done = processes.run(processes.job("full_pipeline", *options), job_env, log).checked()
+    print(f"next items: {done.seconds:.0f} s")
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(finished: processes.Finished, options: list[str]) -> Path:
+    return Path(options[-1].removeprefix("storage=")) / "smoke-next-item"
+
+
+@pytest.fixture(scope="module")
+def metrics(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return found
+
+
+def test_it_ends_with_a_table(finished: processes.Finished, metrics: dict[str, Any]) -> None:
+    assert re.search(r"^pretrain_encoder  54 steps in .*; best valid NDCG@20 0\.\d{4} at step \d+", finished.out, re.M)
+    assert re.search(r"^ +NDCG@20 +HR@20 +MRR@20 +coverage@20$", finished.out, re.M)
+    for system, title in SYSTEMS.items():
+        shown = [metrics[system]["all"]["metrics"][f"{name}@20"]["value"] for name in ("ndcg", "hr", "mrr", "coverage")]
+        (line,) = re.findall(rf"^{re.escape(title)} +(.*)$", finished.out, re.M)
+        assert line.split() == [f"{value:.4f}" for value in shown]
+
+
+def test_lists_are_of_the_whole_catalogue_without_what_the_session_holds(folder: Path) -> None:
+    users = pd.read_parquet(folder / "data" / "users.parquet").set_index("user_id")["liked"]
+    test = pd.read_parquet(folder / "data" / "test.parquet")
+    trained = {item for liked in users for item in liked[:-2]}
+    for system in SYSTEMS:
+        frame = pd.read_parquet(folder / "predictions" / f"{system}.parquet")
+        assert frame["user_id"].tolist() == test["user_id"].tolist()
+        assert [held.tolist() for held in frame["held_out"]] == [[item] for item in test["item_id"]]
+        for user, ranked in zip(frame["user_id"], frame["ranked"], strict=True):
+            assert 0 < len(ranked) == len({*ranked}) <= 20 and not {*ranked} & {*users[user][:-1]}
+            assert system == "llmseqsim" or {*ranked} <= trained
+        if system == "sasrec":
+            assert all((np.diff(scores) <= 1e-4).all() and len(scores) == 20 for scores in frame["scores"])
+        else:
+            assert frame["scores"].isna().all()
+
+
+def test_metrics_are_those_of_the_lists(folder: Path, metrics: dict[str, Any]) -> None:
+    items = len(pd.read_parquet(folder / "data" / "items.parquet"))
+    assert [*metrics] == [*SYSTEMS]
+    for system, slices in metrics.items():
+        frame = pd.read_parquet(folder / "predictions" / f"{system}.parquet")
+        found = slices["all"]["metrics"]
+        assert slices["all"]["counts"]["sessions"] == len(frame)
+        for k in KS:
+            ndcg, hits, reciprocal, covered = [], [], [], set()
+            for ranked, held in zip(frame["ranked"], frame["held_out"], strict=True):
+                place = 0
+                for number, item in enumerate(ranked[:k], 1):
+                    covered.add(item)
+                    if item == held[0]:
+                        place = number
+                ndcg.append(1 / math.log2(place + 1) if place else 0)
+                hits.append(place > 0)
+                reciprocal.append(1 / place if place else 0)
+            for name, values in (("ndcg", ndcg), ("hr", hits), ("mrr", reciprocal)):
+                assert found[f"{name}@{k}"]["value"] == pytest.approx(sum(values) / len(values))
+                assert found[f"{name}@{k}"]["low"] <= found[f"{name}@{k}"]["value"] <= found[f"{name}@{k}"]["high"]
+            assert found[f"coverage@{k}"]["value"] == pytest.approx(len(covered) / items)
+    of = {system: slices["all"]["metrics"]["ndcg@20"]["value"] for system, slices in metrics.items()}
+    assert of["sasrec"] > of["most_popular"]  # what follows follows from the last item
+
+
+def test_validation_chose_the_part_that_was_kept(folder: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "stages/pretrain_encoder/progress.jsonl").read_text().splitlines()]
+    judged = {line["step"]: line["valid_ndcg"] for line in lines if "valid_ndcg" in line}
+    card = json.loads((folder / "parts/pretrain_encoder/encoder/part.json").read_text())
+    assert len(judged) == 6 and card["valid_ndcg"] == max(judged.values()) == judged[card["step"]]
+    assert all(0 <= line["valid_hr"] <= 1 for line in lines if "valid_hr" in line)
+
+
+def test_the_report_needs_no_network(folder: Path) -> None:
+    page = (folder / "report" / "index.html").read_text()
+    assert_needs_no_network(page)
+    assert all(title in page for title in SYSTEMS.values()) and "The data is generated" in page
+
+
+def test_again_there_is_nothing_to_do(
+    finished: processes.Finished, folder: Path, options: list[str], job_env: dict[str, str], tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    nowhere = job_env | {"RAY_ADDRESS": "127.0.0.1:1"}  # where connecting would fail
+    again = processes.run(processes.job("full_pipeline", *options), nowhere, tmp_path).checked()
+    assert "all stages are complete; nothing to do" in again.out
+    assert again.out.splitlines()[-7:] == finished.out.splitlines()[-7:]
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.full
+def test_items_start_from_their_names(
+    folder: Path, options: list[str], job_env: dict[str, str], tmp_path: Path
+) -> None:
+    own = [*options, "--set", "name=names", "--set", "encoder.initial={names: pca}", "--set", "cluster.workers=1"]
+    plan = processes.run(processes.job("full_pipeline", *own, "--plan"), job_env, tmp_path / "plan").checked()
+    assert "no backbone" in plan.out and "tune_lora" not in plan.out
+    done = processes.run(processes.job("full_pipeline", *own), job_env, tmp_path / "log").checked()
+    assert re.search(r"^LLM2SASRec +0\.\d{4}", done.out, re.M)
+    names = folder.parent / "names"
+    for system in SYSTEMS.keys() - {"sasrec"}:  # what is not trained is the same
+        one, other = (path / "predictions" / f"{system}.parquet" for path in (folder, names))
+        assert one.read_bytes() == other.read_bytes()
+    (table,) = (
+        path
+        for path in (folder.parent / "store" / "name_tables").glob("*/embeddings.safetensors")
+        if safetensors.numpy.load_file(path)["vector"].shape[1] == 32
+    )
+    rows = safetensors.numpy.load_file(table)["vector"]
+    drawn, started = (
+        safetensors.numpy.load_file(path / "parts/pretrain_encoder/encoder/model.safetensors")["item.weight"][1:]
+        for path in (folder, names)
+    )
+    alike = [np.corrcoef(rows.ravel(), learned.ravel())[0, 1] for learned in (drawn, started)]
+    assert abs(alike[0]) < 0.2 < alike[1]
+    assert len([*(folder.parent / "store" / "names").iterdir()]) == 1  # both reductions are of the same embeddings

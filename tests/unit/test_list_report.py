@@ -1,0 +1,138 @@
+"""What is made of lists: metrics of every slice against a slow loop, and the page."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from left_out import ITEMS, SESSIONS, prepared_run
+from pages import assert_ids_are_unique, assert_needs_no_network, assert_same_files
+
+from rayrec import next_item_evaluation as judged
+from rayrec import scoring, storage
+from rayrec.data.catalogue import lists_table, training_counts
+from rayrec.run import Run
+
+TARGETS = [session[-1] for session in SESSIONS]
+KS = (3, 5)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Every system has lists: its own permutation of the catalogue for each session, some of them cut short."""
+    made = prepared_run(tmp_path)
+    made.bind()
+    draw = np.random.default_rng(5)
+    for number, system in enumerate(made.systems):
+        lists = np.array([draw.permutation(ITEMS)[:5] + 1 for _ in SESSIONS])
+        lists[number, 2:] = 0
+        scoring.write_lists(made, scoring.predictions_path(made, system), np.arange(len(SESSIONS)), lists_table(lists))
+    lines = [
+        {"step": step, "loss": 3 - step / 9, "rows_per_s": 9.0, "tokens_per_s": 0.0, "wait_share": 0.1}
+        | ({"valid_ndcg": step / 90, "valid_hr": step / 50} if step % 4 == 0 else {})
+        for step in range(1, 13)
+    ]
+    log = "".join(json.dumps(line) + "\n" for line in lines)
+    storage.write_text(made.path("stages", "pretrain_encoder", "progress.jsonl"), log)
+    return made
+
+
+def slow(ranked: list[int], target: int, k: int) -> dict[str, float]:
+    place = ranked[:k].index(target) + 1 if target in ranked[:k] else 0
+    found = float(place > 0)
+    return {"ndcg": found / math.log2(place + 1) if place else 0, "hr": found, "mrr": found / place if place else 0}
+
+
+def test_metrics_are_those_of_a_slow_loop(run: Run) -> None:
+    metrics = judged.write_list_metrics(run)
+    assert json.loads(storage.read_text(run.path("metrics.json"))) == metrics
+    assert [*metrics] == [system.value for system in run.systems]
+    slices = judged.session_slices(run)
+    hits = 0.0
+    for system in run.systems:
+        frame = scoring.read_predictions(run, system)
+        lists = [[*ranked] for ranked in frame["ranked"]]
+        assert [*metrics[system]] == [*slices]
+        for name, inside in slices.items():
+            chosen = [i for i in range(len(SESSIONS)) if inside[i]]
+            counts = {"sessions": len(chosen), "items": len({TARGETS[i] for i in chosen})}
+            assert metrics[system][name]["counts"] == counts
+            for k in KS:
+                each = [slow(lists[i], TARGETS[i], k) for i in chosen]
+                for metric in ("ndcg", "hr", "mrr"):
+                    found = metrics[system][name]["metrics"][f"{metric}@{k}"]
+                    assert found["value"] == pytest.approx(np.mean([one[metric] for one in each]))
+                    assert len(chosen) == 1 or found["low"] <= found["value"] <= found["high"]
+                    hits += found["value"]
+                covered = {item for i in chosen for item in lists[i][:k]}
+                assert metrics[system][name]["metrics"][f"coverage@{k}"] == {
+                    "value": len(covered) / ITEMS,
+                    "low": None,
+                    "high": None,
+                }
+    assert hits > 0
+
+
+def test_slices_part_the_sessions(run: Run) -> None:
+    slices = judged.session_slices(run)
+    counts = training_counts(run.data.folder)
+    assert slices["all"].all() and np.array_equal(slices["warm"], ~slices["cold"]) and slices["warm"].any()
+    assert slices["warm"].tolist() == [bool(counts[target] > 3) for target in TARGETS]
+    for name, values in (
+        ("history", [len(session) - 1 for session in SESSIONS]),
+        ("popularity", [int(counts[target]) for target in TARGETS]),
+    ):
+        own = {key: inside for key, inside in slices.items() if key.startswith(name)}
+        assert len(own) > 1 and (sum(inside.astype(int) for inside in own.values()) == 1).all()
+        for key, inside in own.items():
+            low, _, high = key.removeprefix(f"{name} ").partition("-")
+            held = [value for value, is_in in zip(values, inside, strict=True) if is_in]
+            assert (min(held), max(held)) == (int(low), int(high or low))
+
+
+def test_an_empty_slice_has_no_value() -> None:
+    nothing: dict[str, Any] = {"ndcg@5": np.array([])}
+    assert judged._estimated(nothing, 10, 0) == {"ndcg@5": {"value": None, "low": None, "high": None}}
+    single = judged._estimated({"ndcg@5": np.array([0.5])}, 10, 0)
+    assert single == {"ndcg@5": {"value": 0.5, "low": None, "high": None}}
+
+
+def test_the_terminal_shows_the_longest_lists(run: Run) -> None:
+    metrics = judged.write_list_metrics(run)
+    rows = judged.metric_rows(run, metrics)
+    assert [*rows.columns] == ["NDCG@5", "HR@5", "MRR@5", "coverage@5"]
+    assert [*rows.index] == ["MostPopular", "SKNN", "V-SKNN", "LLMSeqSim", "SASRec"]
+    assert rows.loc["SASRec", "HR@5"] == metrics["sasrec"]["all"]["metrics"]["hr@5"]["value"]
+
+
+def test_the_page_shows_it_all(run: Run, tmp_path: Path) -> None:
+    metrics = judged.write_list_metrics(run)
+    page = Path(judged.write_run_list_report(run, metrics)).read_text()
+    assert_needs_no_network(page)
+    assert_ids_are_unique(page)
+    report = Path(run.path("report"))
+    headline = pd.read_csv(report / "tables" / "headline.csv")
+    assert headline["ndcg@5"].tolist() == [m["all"]["metrics"]["ndcg@5"]["value"] for m in metrics.values()]
+    slices = pd.read_csv(report / "tables" / "slices.csv")
+    assert {*slices["slice"]} == {*judged.session_slices(run)} - {"all"}
+    differences = pd.read_csv(report / "tables" / "differences.csv")
+    assert len(differences) == 4 and {*differences["minus"]} == {"most_popular"}
+    own, first = (headline["hr@5"][i] for i in (4, 0))
+    assert differences["hr@5"].iloc[-1] == pytest.approx(own - first)
+    throughput = pd.read_csv(report / "tables" / "throughput.csv")
+    assert throughput["best_valid_ndcg"].tolist() == [pytest.approx(12 / 90)]
+    assert "Best valid. NDCG@20" in page and "Validation NDCG@20 (line) and HR@20 (dashes)" in page
+    assert "The data is generated" in page and "no times" not in page and "Compared with MostPopular" in page
+    again = tmp_path / "again"
+    report.rename(again)
+    judged.write_run_list_report(run, metrics)
+    assert_same_files(again, report)
+
+
+def test_a_page_of_data_without_times_says_so(tmp_path: Path) -> None:
+    notes = judged._notes(prepared_run(tmp_path, {"stages.pretrain_encoder.valid_users": 4}, timed=False))
+    assert any(note.startswith("The data has an order and no times") for note in notes)
+    assert any("a fixed sample of 4 validation sessions" in note for note in notes)

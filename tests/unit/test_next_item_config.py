@@ -1,0 +1,196 @@
+"""Next items in the tables of the method and in the configuration: what goes, what is refused, what stays the same."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from rayrec import planning
+from rayrec.config import Config, identity, ranking
+from rayrec.errors import InputError
+from rayrec.models.names import Pooling
+from rayrec.models.ranking import Decay, Nearness, Similarity
+from rayrec.name_tables import _REDUCE
+from rayrec.pipeline import train_only
+from rayrec.run import Run
+from rayrec.search.config import load_search
+from rayrec.settings import load
+from rayrec.stages import ENCODERS, JUDGED_BY, STAGES, SYSTEMS, EncoderKind, Metric, StageName, Task, titles
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TASK = ["data.task=next_item", "data.dataset=synthetic", "stages.pretrain_encoder.loss=softmax"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            TASK[:2],
+            "stages.pretrain_encoder.loss: label_bce is not for data.task next_item, whose rows all have one label",
+        ),
+        (
+            [*TASK, "encoder.kind=mf"],
+            "encoder.kind: mf knows users by name, and every session is a new one; for data.task",
+        ),
+        ([*TASK, "encoder.kind=neumf"], "next_item use sasrec or gru"),
+        ([*TASK, "encoder.offset=feature_floor"], "encoder.offset: feature_floor learns from what was disliked"),
+        (["encoder.initial={names: pca}"], "encoder.initial: for data.task next_item only; leave it out"),
+        (["names.sources=tiny"], "names: for data.task next_item only"),
+        (["ranking.sknn.sample=5"], "ranking: for data.task next_item only"),
+        (["evaluation.ks=[3]"], "evaluation.ks: for data.task next_item only"),
+        ([*TASK, "encoder.initial={names: umap}"], "encoder.initial.names: Input should be 'pca', 'random_projection'"),
+        ([*TASK, "encoder.initial={permuted: true}"], "encoder.initial.names: missing; it has no default"),
+        ([*TASK, "encoder.initial={names: pca, permute: 1}"], "unknown key 'encoder.initial.permute'; did you mean"),
+        ([*TASK, "ranking.llmseqsim={reduction: null, width: 8}"], "reduction null keeps the width of the embeddings"),
+        ([*TASK, "ranking.llmseqsim.decay=square"], "ranking.llmseqsim.decay: Input should be 'none'"),
+        ([*TASK, "evaluation.ks=[]"], "evaluation.ks: Tuple should have at least 1 item"),
+        ([*TASK, "evaluation.ks=[0]"], "greater than 0"),
+    ],
+)
+def test_what_does_not_go_is_told(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(None, overrides)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_run_has_the_tasks_own_stages_and_systems(tmp_path: Path) -> None:
+    run = Run(load(None, [*TASK, f"storage={tmp_path}", "stages.tune_hybrid.starts_from.encoder=fresh"]))
+    assert [*run.stages] == ["pretrain_encoder"]
+    assert [*run.titles.values()] == ["MostPopular", "SKNN", "V-SKNN", "LLMSeqSim", "SASRec"]
+    clicks = Run(Config())
+    assert [*clicks.stages] == [*STAGES] and len(clicks.systems) == 9
+    assert [*clicks.titles] == [*clicks.systems] and "MostPopular" not in clicks.titles.values()
+
+
+@pytest.mark.parametrize(
+    ("kind", "from_names", "title"),
+    [
+        ("sasrec", False, "SASRec"),
+        ("sasrec", True, "LLM2SASRec"),
+        ("gru", False, "GRU4Rec"),
+        ("gru", True, "LLM2GRU4Rec"),
+    ],
+)
+def test_an_encoder_is_called_as_in_its_track(kind: str, from_names: bool, title: str) -> None:
+    assert titles(EncoderKind(kind), Task.NEXT_ITEM, from_names=from_names)[next(iter(_trained()))] == title
+    assert titles(EncoderKind(kind))[next(iter(_trained()))] == ENCODERS[EncoderKind(kind)].title
+
+
+def _trained() -> list[Any]:
+    return [system for system, spec in SYSTEMS.items() if spec.tasks == frozenset(Task)]
+
+
+def test_every_task_is_judged_by_metrics_of_its_own() -> None:
+    assert {task: metrics[0] for task, metrics in JUDGED_BY.items()} == {
+        Task.CLICK: Metric.AUC,
+        Task.NEXT_ITEM: Metric.NDCG,
+    }
+    assert sorted(metric for metrics in JUDGED_BY.values() for metric in metrics) == sorted(Metric)
+    assert [metric.shown for metric in Metric] == ["AUC", "UAUC", "log loss", "NDCG@20", "HR@20"]
+
+
+def test_the_configuration_offers_what_there_is() -> None:
+    assert get_args(ranking.Decay) == tuple(decay.value for decay in Decay)
+    assert get_args(ranking.Nearness) == tuple(nearness.value for nearness in Nearness)
+    assert get_args(ranking.VSKNNConfig.model_fields["similarity"].annotation) == tuple(
+        kind.value for kind in Similarity
+    )
+    assert get_args(ranking.NamesConfig.model_fields["pooling"].annotation) == tuple(kind.value for kind in Pooling)
+    assert get_args(ranking.Reduction) == tuple(_REDUCE)
+
+
+def test_clicks_keep_their_fingerprint() -> None:
+    content = identity(Config())
+    assert not {"names", "ranking"} & content.keys()
+    assert "initial" not in content["encoder"] and "ks" not in content["evaluation"]
+
+
+def test_what_names_say_is_part_of_a_runs_identity() -> None:
+    plain = identity(load(None, TASK))
+    for change in (
+        "encoder.initial={names: pca}",
+        "names.pooling=last",
+        "ranking.v_sknn.idf=true",
+        "evaluation.ks=[7]",
+    ):
+        assert identity(load(None, [*TASK, change])) != plain
+    assert identity(load(None, [*TASK, "evaluation.ks=[5, 10, 20]"])) == plain
+
+
+def test_a_stage_of_the_other_task_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    config = load(None, [*TASK, f"storage={tmp_path}/runs"])
+    message = "tune_lora is no stage of data.task next_item; run jobs/train_stage.py pretrain_encoder"
+    with pytest.raises(InputError, match=message):
+        train_only(config, StageName.TUNE_LORA)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_plan_asks_for_what_reads_the_names_and_for_no_backbone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def fetched(sources: tuple[str, ...], *, what: str = "backbone", config_only: bool) -> Path:
+        asked.append(what)
+        if sources != ("tiny",):
+            raise InputError("names: no source delivers")
+        return tmp_path
+
+    monkeypatch.setattr(planning, "local_backbone", fetched)
+    smoke = CONFIGS / "smoke_next_item.yaml"
+    planning.print_plan(load(smoke, [f"storage={tmp_path}/runs"]))
+    printed = capsys.readouterr().out
+    assert asked == ["names"] and "no backbone" in printed and " training rows, 150 items" in printed
+    assert "pretrain_encoder" in printed and "tune_" not in printed
+    with pytest.raises(InputError, match="names: no source delivers"):
+        planning.print_plan(load(smoke, [f"storage={tmp_path}/runs", "names.sources=elsewhere"]))
+
+
+# Searches
+
+NDCG = "{stage: pretrain_encoder, metric: valid_ndcg}"
+
+
+def search_file(
+    folder: Path, objective: str, base: str = "smoke_next_item.yaml", space: str = "encoder.width: [16]"
+) -> Path:
+    path = folder / "search.yaml"
+    path.write_text(f"name: s\nbase: {CONFIGS}/{base}\nobjective: {objective}\nspace: {{{space}}}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("objective", "base", "message"),
+    [
+        (
+            "{stage: pretrain_encoder}",
+            "smoke_next_item.yaml",
+            "objective.metric: data.task next_item is not judged by valid_auc; write valid_ndcg or valid_hr",
+        ),
+        (
+            "{stage: tune_lora, metric: valid_ndcg}",
+            "smoke_next_item.yaml",
+            "objective.stage: tune_lora is no stage of data.task next_item; use pretrain_encoder",
+        ),
+        (
+            "{stage: tune_lora, metric: valid_hr}",
+            "smoke.yaml",
+            "objective.metric: data.task click is not judged by valid_hr; write valid_auc or valid_uauc or",
+        ),
+    ],
+)
+def test_an_objective_must_be_of_the_task(objective: str, base: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load_search(search_file(tmp_path, objective, base))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_search_of_next_items_looks_for_ndcg(tmp_path: Path) -> None:
+    search = load_search(search_file(tmp_path, NDCG))
+    assert search.config.objective.mode == "max" and search.identity["search"]["objective"]["metric"] == "valid_ndcg"
+    with pytest.raises(InputError, match=r"space\.data\.task: trials of different tasks cannot be compared"):
+        load_search(
+            search_file(
+                tmp_path, "{stage: pretrain_encoder, metric: valid_ndcg}", space="data.task: [click, next_item]"
+            )
+        )
