@@ -81,9 +81,10 @@ def _examples(run: Run, predictions: dict[SystemName, pd.DataFrame]) -> list[dic
 def _notes(run: Run) -> list[str]:
     """What a reader must know before quoting a figure."""
     config = run.config
+    chosen = ", ".join(f"{stage} by {config.judged_by(stage).shown}" for stage in run.stages)
     notes = [
         "One training seed; intervals are 95% bootstrap intervals over test users and say nothing of other seeds.",
-        "The checkpoint of each stage was chosen on validation AUC; the test rows were scored once, at the end.",
+        f"Checkpoints were chosen on validation: {chosen}. The test rows were scored once, at the end.",
         "The bias floor is the smoothed mean of the user plus that of the item: what plain averages know.",
         "The feature floor is a logistic regression on counts, likenesses and factors of the training rows, its "
         "settings chosen on validation AUC and UAUC: what can be known without a neural model.",

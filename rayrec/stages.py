@@ -28,6 +28,7 @@ class Metric(Name):
 
     AUC = "valid_auc"
     UAUC = "valid_uauc"
+    AUC_AND_UAUC = "valid_auc_uauc"  # their mean: who orders users well may order their items badly
     LOG_LOSS = "valid_log_loss"
     NDCG = "valid_ndcg"
     HR = "valid_hr"
@@ -36,6 +37,10 @@ class Metric(Name):
     def shown(self) -> str:
         return _METRIC_TITLES[self]
 
+    @property
+    def more_is_better(self) -> bool:
+        return self is not Metric.LOG_LOSS
+
 
 VALID_K = 20  # places of a list in validation
 
@@ -43,15 +48,19 @@ _METRIC_TITLES = MappingProxyType(
     {
         Metric.AUC: "AUC",
         Metric.UAUC: "UAUC",
+        Metric.AUC_AND_UAUC: "mean of AUC and UAUC",
         Metric.LOG_LOSS: "log loss",
         Metric.NDCG: f"NDCG@{VALID_K}",
         Metric.HR: f"HR@{VALID_K}",
     }
 )
 
-# The first one chooses checkpoints and ends a stage early.
+# The first one chooses checkpoints and ends a stage early, unless a stage says otherwise.
 JUDGED_BY = MappingProxyType(
-    {Task.CLICK: (Metric.AUC, Metric.UAUC, Metric.LOG_LOSS), Task.NEXT_ITEM: (Metric.NDCG, Metric.HR)}
+    {
+        Task.CLICK: (Metric.AUC, Metric.UAUC, Metric.AUC_AND_UAUC, Metric.LOG_LOSS),
+        Task.NEXT_ITEM: (Metric.NDCG, Metric.HR),
+    }
 )
 
 

@@ -17,7 +17,7 @@ from rayrec.config.ranking import NamesConfig, RankingConfig
 from rayrec.config.section import Section
 from rayrec.config.trackers import TrackersConfig
 from rayrec.config.training import ClusterConfig, EngineConfig, FastConfig, StagesConfig
-from rayrec.stages import ENCODERS, LOSSES, STAGES, History, Loss, Part, StageName, Task
+from rayrec.stages import ENCODERS, JUDGED_BY, LOSSES, STAGES, History, Loss, Metric, Part, StageName, Task
 
 STORE = "store"  # folder beside the runs
 
@@ -63,6 +63,7 @@ class Config(Section):
         self._check_task()
         for name in STAGES:
             self._check_loss(name)
+            self._check_judge(name)
             for workers in range(self.cluster.least, self.cluster.most + 1):
                 micro_batch_rows(self, name, workers)
         for asked, key, mend in (
@@ -112,6 +113,19 @@ class Config(Section):
                 f" write {' or '.join(learned)}"
             )
 
+    def judged_by(self, name: StageName) -> Metric:
+        """What chooses among a stage's checkpoints; more is better."""
+        return self.stages[name].judged_by or JUDGED_BY[self.data.task][0]
+
+    def _check_judge(self, name: StageName) -> None:
+        chosen = self.stages[name].judged_by
+        offered = [metric for metric in JUDGED_BY[self.data.task] if metric.more_is_better]
+        if chosen is not None and chosen not in offered:
+            raise ValueError(
+                f"stages.{name}.judged_by: {chosen} does not choose checkpoints for data.task {self.data.task}; write"
+                f" {' or '.join(offered)}"
+            )
+
     def _check_loss(self, name: StageName) -> None:
         kind, loss = self.encoder.kind, self.stages[name].loss
         if Part.ENCODER in STAGES[name].trains and loss not in ENCODERS[kind].losses:
@@ -156,6 +170,7 @@ _YOUNGER = (
     "mapper.offset",
     "stages.pretrain_encoder.negatives",
     "stages.pretrain_encoder.calibration",
+    *(f"stages.{stage}.judged_by" for stage in STAGES),
     *_OF_NEXT_ITEMS,
 )
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from rayrec.config.section import Section
-from rayrec.stages import LOSSES, STAGES, Loss, Part, StageName, Start, Task, inherited
+from rayrec.stages import LOSSES, STAGES, Loss, Metric, Part, StageName, Start, Task, inherited
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _OF_LOSSES = sorted({key for spec in LOSSES.values() for key in spec.reads})  # settings that not every loss reads
@@ -86,7 +86,8 @@ class StageConfig(Section):
     part_lr: Mapping[Part, PositiveFloat] = {}  # where a part needs another rate than `lr`
     weight_decay: float = Field(1e-3, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1)  # share of the stage's steps
-    patience: PositiveInt = 20  # evaluations without a better one (validation AUC or NDCG@20) before the stage stops
+    judged_by: Metric | None = None  # on validation rows, more is better; None: AUC, of next items NDCG
+    patience: PositiveInt = 20  # evaluations that are no better before the stage stops
     checkpoint_every: PositiveInt = 8  # epochs; the best so far travels inside each checkpoint
     valid_users: PositiveInt | None = None  # validate on a fixed, seeded sample; None: all of them
     valid_rows_per_user: PositiveInt | None = None

@@ -226,13 +226,15 @@ def _report(experiment: Experiment, results: Mapping[str, Any], evidence: Eviden
 
 def _notes(experiment: Experiment) -> list[str]:
     base = experiment.base
+    chosen = ", ".join(f"{stage} by {base.judged_by(stage).shown}" for stage in base.stages.of_a_run(base.data.task))
     notes = [
         "Intervals and p values are of a bootstrap over test users; they say nothing of training seeds other than those"
         " that were run. The spread over seeds is their sample standard deviation.",
         "Where nothing is trained, all seeds would give the same predictions: such a system was scored once and has no"
         " spread.",
         "p values are not corrected for how many systems and metrics are compared.",
-        "The checkpoint of each stage was chosen on validation AUC; the test rows were scored once, at the end.",
+        f"Checkpoints were chosen on validation: {chosen}, unless a system's settings say otherwise. The test rows were"
+        " scored once, at the end.",
         f"The backbone ran in {base.engine.precision}; its two answer logits are computed in fp32.",
     ]
     if experiment.folds:

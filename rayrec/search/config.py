@@ -23,7 +23,7 @@ class Objective(Section):
 
     @property
     def mode(self) -> Literal["max", "min"]:
-        return "min" if self.metric is Metric.LOG_LOSS else "max"
+        return "max" if self.metric.more_is_better else "min"
 
 
 class NoScheduler(Section):

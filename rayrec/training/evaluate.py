@@ -66,9 +66,11 @@ class ScoreValidator:
         score = np.concatenate(_divided(self.batches, partial(self._scores, model, device)))
         shown = self.rows.frame(np.concatenate(self.batches))
         user, label = shown["user_id"].to_numpy(), shown["label"].to_numpy()
+        of_rows, (of_users, counted) = auc(label, score), uauc(user, label, score)
         return {
-            Metric.AUC.value: auc(label, score),
-            Metric.UAUC.value: uauc(user, label, score)[0],
+            Metric.AUC.value: of_rows,
+            Metric.UAUC.value: of_users,
+            Metric.AUC_AND_UAUC.value: (of_rows + of_users) / 2 if counted else of_rows,
             Metric.LOG_LOSS.value: log_loss(label, score),
         }
 

@@ -14,7 +14,7 @@ from rayrec.data.beside import read_beside
 from rayrec.data.collate import Cut, collate
 from rayrec.data.rows import RowSource
 from rayrec.data.streams import WorkerOrder
-from rayrec.stages import JUDGED_BY, STAGES, Metric, Part, StageName, StageSpec
+from rayrec.stages import STAGES, Metric, Part, StageName, StageSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class StageJob:
     @property
     def judged_by(self) -> Metric:
         """What chooses among its checkpoints; more is better."""
-        return JUDGED_BY[self.config.data.task][0]
+        return self.config.judged_by(self.stage)
 
     @property
     def scoring_batch(self) -> int:

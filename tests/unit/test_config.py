@@ -9,7 +9,7 @@ import pytest
 from rayrec.config import Config, differences, fingerprint, identity, micro_batch_rows
 from rayrec.errors import InputError
 from rayrec.settings import load, override, validate, with_values
-from rayrec.stages import EncoderKind, Loss, Part, StageName, Task
+from rayrec.stages import JUDGED_BY, EncoderKind, Loss, Metric, Part, StageName, Task
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))  # search/: test_search.py
 OF_CLICKS = [path for path in CONFIGS if load(path).data.task is Task.CLICK]
@@ -435,3 +435,26 @@ def test_differences_name_every_leaf() -> None:
     old, new = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": {"f": 0}}
     assert differences(old, new) == ["a.c: [1] -> [2]", "d: 2 -> None", "e: None -> {'f': 0}"]
     assert differences(old, old) == []
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_a_stage_is_judged_by_what_its_task_knows(task: Task) -> None:
+    own = JUDGED_BY[task][0]
+    settings: dict[str, Any] = {"data": {"task": task.value}}
+    if task is Task.NEXT_ITEM:
+        settings["stages"] = {"pretrain_encoder": {"loss": "softmax"}}
+    assert Config.model_validate(settings).judged_by(StageName.PRETRAIN_ENCODER) is own
+
+
+def test_checkpoints_may_be_chosen_by_users_too() -> None:
+    chosen = Config.model_validate({"stages": {"tune_hybrid": {"judged_by": "valid_auc_uauc"}}})
+    assert chosen.judged_by(StageName.TUNE_HYBRID) is Metric.AUC_AND_UAUC
+    assert chosen.judged_by(StageName.TUNE_LORA) is Metric.AUC
+    assert identity(chosen) != identity(Config()) and "judged_by" not in str(identity(Config()))
+
+
+@pytest.mark.parametrize("metric", ["valid_log_loss", "valid_ndcg"])
+def test_what_cannot_choose_checkpoints_is_refused(metric: str) -> None:
+    assert f"{metric} does not choose checkpoints for data.task click; write valid_auc or valid_uauc or" in refused(
+        f"stages.tune_hybrid.judged_by={metric}"
+    )

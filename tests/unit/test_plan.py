@@ -208,6 +208,8 @@ def test_scores_do_not_depend_on_the_number_of_workers(batch: int, monkeypatch: 
         validator = evaluate.ScoreValidator(Rows(), batches, Config())
         found += group.run(lambda validator=validator: validator.evaluate(model, None))
     assert len(found) == 7 and all(metrics == found[0] for metrics in found)
+    first = found[0]
+    assert first["valid_auc_uauc"] == pytest.approx((first["valid_auc"] + first["valid_uauc"]) / 2, abs=1e-15)
 
 
 # Samples
