@@ -14,6 +14,7 @@ class Prompt:
     tokens_BT: Tensor  # int64
     length_B: Tensor  # int64, tokens before the padding
     soft_at_B2K: Tensor | None = None  # int64, positions of the user's and the item's soft tokens; None: text only
+    answer_at_B: Tensor | None = None  # int64, where an answer starts that is learned; None: the prompt alone
 
     def to(self, device: torch.device) -> "Prompt":
         return replace(self, **_on(device, self))

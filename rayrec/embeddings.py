@@ -21,7 +21,7 @@ from rayrec import storage
 from rayrec.cache import file_sha256
 from rayrec.config import fingerprint
 from rayrec.config.training import ClusterConfig
-from rayrec.data.blocks import calm_ray_data, input_error
+from rayrec.data.blocks import calm_ray_data
 from rayrec.data.vectors import has_vectors, read_vectors, save_vectors
 from rayrec.models import names
 from rayrec.models.checkpoints import local_backbone
@@ -82,13 +82,8 @@ def _computed(texts: Sequence[str | None], model: NameModel, cluster: ClusterCon
     """Distinct names in the order of their lengths, so that a call's are alike, then each text's."""
     distinct = sorted({text or "" for text in texts}, key=lambda text: (len(text), text))
     place = {text: row for row, text in enumerate(distinct)}
-    try:
-        with calm_ray_data():
-            columns = [batch[VECTOR].combine_chunks() for batch in _batches(distinct, model, cluster)]
-    except Exception as error:  # Ray wraps what the actors raised in several ways
-        if (cause := input_error(error)) is not None:
-            raise cause from None
-        raise
+    with calm_ray_data():
+        columns = [batch[VECTOR].combine_chunks() for batch in _batches(distinct, model, cluster)]
     width = columns[0].type.list_size
     vectors = np.concatenate([column.flatten().to_numpy().reshape(-1, width) for column in columns])
     rows: Vectors = vectors[[place[text or ""] for text in texts]]

@@ -53,6 +53,10 @@ class Sessions:
         """The session of each event, from 0; shape (events,)."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
+    def each(self) -> list[IntArray]:
+        """The items of every session; not copied."""
+        return np.split(self.items, self.offsets[1:])[:-1]
+
     def between(self, start: int, stop: int) -> "Sessions":
         """Sessions start .. stop - 1; their events are not copied."""
         low, high = self.offsets[start], self.offsets[stop]

@@ -139,6 +139,15 @@ class History(Name):
     RATED = "rated"  # all rated items, each with its label
 
 
+class Form(Name):
+    """What LLMSeqPrompt asks a language model for: https://arxiv.org/abs/2402.01339, section 4."""
+
+    GENITEM = "genitem"  # one item, asked for again and again
+    GENLIST = "genlist"  # a list of items
+    CLASS = "class"  # a list of clusters, each called by its most popular item
+    RANK = "rank"  # an order of items that the prompt offers
+
+
 class StageName(Name):
     PRETRAIN_ENCODER = "pretrain_encoder"
     TUNE_LORA = "tune_lora"

@@ -60,12 +60,17 @@ def tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
 
 @contextlib.contextmanager
 def calm_ray_data() -> Iterator[None]:
-    """Small blocks in order, no progress bars, no logs: what fails is raised, and would be printed twice."""
+    """Small blocks in order, no progress bars, no logs: what fails is raised, and would be printed twice.
+
+    Raises:
+        InputError: as a task or an actor raised it; Ray itself would wrap it in its own errors.
+    """
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     settings = {
         "target_max_block_size": BLOCK_BYTES,
         "shuffle_input_batch_bytes": 4 * BLOCK_BYTES,  # a shuffle's task otherwise takes a gigabyte at once
         "enable_progress_bars": False,
+        "raise_original_map_exception": True,  # else it comes as the cause of another error, which pickling forgets
     }
     before, level = {name: getattr(context, name) for name in settings}, logger.level
     ordered, context.execution_options.preserve_order = context.execution_options.preserve_order, True
@@ -74,6 +79,10 @@ def calm_ray_data() -> Iterator[None]:
         for name, value in settings.items():
             setattr(context, name, value)
         yield
+    except Exception as error:
+        if (cause := _input_error(error)) is not None:
+            raise cause from None
+        raise
     finally:
         for name, value in before.items():
             setattr(context, name, value)
@@ -81,7 +90,7 @@ def calm_ray_data() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def input_error(error: BaseException | None) -> InputError | None:
+def _input_error(error: BaseException | None) -> InputError | None:
     """The InputError inside whatever Ray wrapped around it."""
     while error is not None:
         if type(error) is InputError:  # Ray also raises a subclass of it whose text is a traceback

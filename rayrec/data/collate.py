@@ -49,6 +49,10 @@ def _history_labels(table: pa.Table, shifted: Array) -> torch.Tensor:
 
 
 def _prompt(table: pa.Table, soft_tokens: int, cut: Cut) -> Prompt | SplitPrompt:
+    if c.ANSWER_AT in table.column_names:
+        tokens, lengths = padded(table[c.TEXT_TOKENS])
+        answer_at = torch.from_numpy(_numbers(table[c.ANSWER_AT]))
+        return Prompt(torch.from_numpy(tokens), torch.from_numpy(lengths), answer_at_B=answer_at)
     if c.HYBRID_TOKENS in table.column_names:
         tokens, lengths, soft_at = _opened(table, soft_tokens)
         title_at = _numbers(table[c.TITLE_AT]) + soft_tokens

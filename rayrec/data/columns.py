@@ -43,6 +43,7 @@ ITEM_AT: Final = "item_at"
 TITLE_AT: Final = "title_at"
 TEXT_TITLE_AT: Final = "text_title_at"
 SHARED: Final = "shared"
+ANSWER_AT: Final = "answer_at"
 
 UNKNOWN_USER: Final = -1  # a user id that no prepared row has
 
@@ -93,6 +94,12 @@ PROMPTS_SCHEMA: Final = pa.schema(
         (ITEM_AT, pa.int32()),
         (TITLE_AT, pa.int32()),  # the target's title starts at this index of HYBRID_TOKENS
         (TEXT_TITLE_AT, pa.int32()),  # the same of TEXT_TOKENS
+    ]
+)
+NEXT_PROMPTS_SCHEMA: Final = pa.schema(
+    [
+        (TEXT_TOKENS, pa.list_(pa.int32())),  # the prompt, then its answer
+        (ANSWER_AT, pa.int32()),  # where the answer starts; the length of the prompt where there is none
     ]
 )
 PREDICTIONS_SCHEMA: Final = pa.schema(

@@ -23,7 +23,7 @@ import ray.data
 
 from rayrec.cache import file_sha256
 from rayrec.config.data import DataConfig, SplitConfig
-from rayrec.data.blocks import calm_ray_data, input_error, map_blocks, read, tables
+from rayrec.data.blocks import calm_ray_data, map_blocks, read, tables
 from rayrec.data.columns import (
     ITEM_ID,
     LABEL,
@@ -92,10 +92,8 @@ def prepare(data: DataConfig, raw: RawDataset, folder: Path) -> Manifest:
             manifest = _prepare(data, raw, work)
         write_text(work / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
         work.replace(folder)
-    except BaseException as error:
+    except BaseException:
         shutil.rmtree(work, ignore_errors=True)
-        if (cause := input_error(error)) is not None:
-            raise cause from None
         raise
     return manifest
 

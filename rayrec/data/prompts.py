@@ -48,9 +48,9 @@ class PromptEncoder:
 
     def __init__(self, tokenizer: Tokenizer, titles: Sequence[str], title_chars: int) -> None:
         """``titles[i]`` belongs to item id ``i + 1``; longer ones are cut to ``title_chars`` characters."""
-        self._quoted = [f'"{_cut(title, title_chars)}"' for title in titles]
-        fixed = partial(_segment, tokenizer)
-        self._opening = _start_tokens(tokenizer) + fixed(OPENING, after="")
+        self._quoted = [f'"{cut(title, title_chars)}"' for title in titles]
+        fixed = partial(segment, tokenizer)
+        self._opening = start_tokens(tokenizer) + fixed(OPENING, after="")
         self._no_history = fixed(NO_HISTORY, after=":")
         self._user_clause = fixed(USER_CLAUSE, after=".")
         self._task_after_feature = fixed("." + TASK, after=" ")
@@ -91,14 +91,15 @@ class PromptEncoder:
         return f"{OPENING}{listed}{user}{TASK} {self._quoted[target - 1]}{item}?{CLOSING}"
 
     def _titles(self, tokenizer: Tokenizer, mark: str) -> list[list[int]]:
-        return [_segment(tokenizer, f" {quoted}{mark}", after=",") for quoted in self._quoted]
+        return [segment(tokenizer, f" {quoted}{mark}", after=",") for quoted in self._quoted]
 
 
-def _cut(title: str, limit: int) -> str:
+def cut(title: str, limit: int) -> str:
+    """At most ``limit`` characters."""
     return title if len(title) <= limit else title[: limit - 1] + "…"
 
 
-def _segment(tokenizer: Tokenizer, text: str, *, after: str) -> list[int]:
+def segment(tokenizer: Tokenizer, text: str, *, after: str) -> list[int]:
     """Token ids of ``text`` as it stands behind the character ``after``, special tokens taken as plain text.
 
     Tokenisers of the sentencepiece kind put a blank before a text that begins one; behind a character they do not.
@@ -112,7 +113,7 @@ def _plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return [int(i) for i in tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
 
 
-def _start_tokens(tokenizer: Tokenizer) -> list[int]:
+def start_tokens(tokenizer: Tokenizer) -> list[int]:
     """What the tokenizer puts before every text: a BOS token or nothing. A closing EOS is not part of a prompt."""
     bos = getattr(tokenizer, "bos_token_id", None)
     ids = list(tokenizer("")["input_ids"])

@@ -9,24 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rayrec.batch import SplitPrompt
+from rayrec.batch import Prompt, SplitPrompt
 from rayrec.config.model import LoraConfig
 from rayrec.errors import InputError
 from rayrec.models.attention import replace_attention
 from rayrec.models.behind import Behind, filled, lay_out
+from rayrec.models.catalogue_softmax import catalogue_cross_entropy
 from rayrec.models.dropout import replace_dropouts
 from rayrec.models.packing import Pieces, joined, pack
 
 
 class Backbone(nn.Module):
-    """Embeddings in, one logit a prompt out: "Yes" against "No" (or "Yes" alone)."""
+    """Embeddings in, one logit a prompt out: "Yes" against "No" (or "Yes" alone); with a head, the loss of answers."""
 
     def __init__(self, decoder: nn.Module, answer_rows_2H: Tensor, *, yes_only: bool) -> None:
         """``answer_rows_2H`` are the output head's rows of "Yes" and "No"."""
         super().__init__()
         self.decoder = decoder
+        self.head: nn.Module | None = None  # the whole output head, where answers are words
         self.yes_only = yes_only
         self.recomputes = False  # gradient checkpointing: layers keep no keys and values
         self.parts_suffixes = False  # its attention knows suffixes from prefixes
@@ -62,6 +65,21 @@ class Backbone(nn.Module):
         yes, no = (last_BH.float() @ self.answer_rows_2H.T).unbind(-1)
         logit_B: Tensor = yes if self.yes_only else yes - no
         return logit_B
+
+    def answer_loss(self, prompt: Prompt) -> Tensor:
+        """Mean of -log p over the tokens of all answers, each predicted from what stands before it; fp32 scalar.
+
+        Logits over the vocabulary are made for these tokens alone, and only some of them at a time.
+        """
+        assert self.head is not None and prompt.answer_at_B is not None
+        next_1T = torch.arange(1, prompt.tokens_BT.shape[1], device=prompt.tokens_BT.device)[None]
+        is_answer_BT = (next_1T >= prompt.answer_at_B[:, None]) & (next_1T < prompt.length_B[:, None])
+        embeddings_BTH = self.embed(prompt.tokens_BT)
+        states_BTH = self.decoder(inputs_embeds=embeddings_BTH, use_cache=False).last_hidden_state
+        weight_VH: Tensor = self.head.weight  # type: ignore[assignment]
+        return catalogue_cross_entropy(
+            states_BTH[:, :-1][is_answer_BT], weight_VH, prompt.tokens_BT[:, 1:][is_answer_BT]
+        )
 
     def answer_split(
         self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt, *, prefix_learns: bool
@@ -163,14 +181,19 @@ def load_backbone(
     Raises:
         InputError: the folder holds no causal LM that transformers can load.
     """
+    model = load_causal_lm(folder, dtype=dtype, quantised=quantised)
+    return _backbone(model, answers, yes_only, checkpointing)
+
+
+def load_causal_lm(folder: Path, *, dtype: torch.dtype, quantised: bool = False) -> Any:
+    """The whole model of transformers, output head and all; raises as ``load_backbone``."""
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
     options = _nf4(dtype) if quantised else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}: not a causal language model that transformers can load: {error}") from None
-    return _backbone(model, answers, yes_only, checkpointing)
 
 
 def _nf4(dtype: torch.dtype) -> dict[str, Any]:
@@ -205,6 +228,19 @@ def empty_backbone(
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{shape}: not the configuration of a causal language model: {error}") from None
     return _backbone(model, answers, yes_only, checkpointing)
+
+
+def speaking_backbone(model: Any, *, answers: tuple[int, int], checkpointing: bool = False) -> Backbone:
+    """A backbone that keeps its output head, around the very weights of ``model``.
+
+    Raises:
+        InputError: the head adds a bias to its products, which the loss of answers leaves out.
+    """
+    backbone = _backbone(model, answers, yes_only=False, checkpointing=checkpointing)
+    backbone.head = model.get_output_embeddings().requires_grad_(False)
+    if getattr(backbone.head, "bias", None) is not None:
+        raise InputError("backbone: its output head has a bias, which answers in words do not know; choose another one")
+    return backbone
 
 
 def _backbone(model: Any, answers: tuple[int, int], yes_only: bool, checkpointing: bool) -> Backbone:

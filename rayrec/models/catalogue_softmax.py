@@ -1,8 +1,9 @@
 """Cross-entropy over a whole catalogue, piece by piece: no (positions, items) matrix is ever whole.
 
 A piece's logits become its loss and both of its gradients while they lie in the cache, so memory does not grow with
-positions x items, and the backward pass is a product with a number. The same idea: Liger's fused linear cross-entropy,
-https://arxiv.org/abs/2410.10989. Shapes: N positions, V items, D width.
+positions x items, and the backward pass is a product with a number. Frozen items get no gradient, and none is made.
+The same idea: Liger's fused linear cross-entropy, https://arxiv.org/abs/2410.10989. Shapes: N positions, V items,
+D width.
 """
 
 from typing import Any
@@ -23,7 +24,8 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states_ND: Tensor, items_VD: Tensor, target_N: Tensor) -> Tensor:
         count, size = max(1, _PIECE // len(items_VD)), max(1, len(target_N))
-        loss, states_grad, items_grad = states_ND.new_zeros(()), torch.empty_like(states_ND), torch.zeros_like(items_VD)
+        loss, states_grad = states_ND.new_zeros(()), torch.empty_like(states_ND)
+        items_grad = torch.zeros_like(items_VD) if ctx.needs_input_grad[1] else None
         for start in range(0, len(states_ND), count):
             piece_PD, target_P1 = states_ND[start : start + count], target_N[start : start + count, None]
             share_PV = piece_PD @ items_VD.T
@@ -34,11 +36,12 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
             share_PV.div_(total_P1)
             share_PV.scatter_add_(1, target_P1, torch.full_like(chosen_P1, -1.0))
             torch.mm(share_PV, items_VD, out=states_grad[start : start + count])
-            items_grad.addmm_(share_PV.T, piece_PD)
-        ctx.save_for_backward(states_grad.div_(size), items_grad.div_(size))
+            if items_grad is not None:
+                items_grad.addmm_(share_PV.T, piece_PD)
+        ctx.save_for_backward(states_grad.div_(size), items_grad if items_grad is None else items_grad.div_(size))
         return loss / size
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         states_grad, items_grad = ctx.saved_tensors
-        return states_grad * grads[0], items_grad * grads[0], None
+        return states_grad * grads[0], items_grad if items_grad is None else items_grad * grads[0], None

@@ -54,7 +54,7 @@ def stage_model(job: StageJob) -> SASRecLLM:
         load_part(folder, part, model)
     if Part.MAPPER in job.parts and Part.MAPPER not in job.origins:
         calibrate_mapper(model)
-    if _merges(job.config) and model.backbone and Part.LORA in job.origins and Part.LORA not in job.trains:
+    if merges_lora(job.config) and model.backbone and Part.LORA in job.origins and Part.LORA not in job.trains:
         merge_lora(model.backbone)
     _compile(job.config, model)
     return model
@@ -86,7 +86,7 @@ def scoring_model(job: ScoringJob) -> SASRecLLM:
     model = build(job.config, shape, parts=job.parts.keys(), with_backbone=job.uses_backbone)
     for part, folder in sorted(job.parts.items()):
         load_part(folder, part, model)
-    if _merges(job.config) and model.backbone and Part.LORA in job.parts:
+    if merges_lora(job.config) and model.backbone and Part.LORA in job.parts:
         merge_lora(model.backbone)
     if job.uses_backbone:
         cast_weights(model, job.config.engine.precision)
@@ -107,7 +107,7 @@ def _compile(config: Config, model: SASRecLLM) -> None:
         model.backbone.decoder.compile(dynamic=True)
 
 
-def _merges(config: Config) -> bool:
+def merges_lora(config: Config) -> bool:
     """Added to weights of four bits, a LoRA would be rounded."""
     return config.fast.merge_lora and config.backbone.quantised is None
 

@@ -1,5 +1,6 @@
 """The composed model on a tiny LLaMA: answers as the whole causal LM gives them, soft tokens, freezing, precision."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -266,6 +267,15 @@ def test_what_is_no_causal_lm_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a causal language model") as caught:
         load_backbone(tmp_path, answers=(1, 2), yes_only=False, dtype=torch.float32)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_weights_that_are_cut_short_are_refused(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "cut")
+    (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(
+        InputError, match=r"not a causal language model that transformers can load: .* header too small"
+    ):
+        load_backbone(tmp_path / "cut", answers=(1, 2), yes_only=False, dtype=torch.float32)
 
 
 # Mapper
