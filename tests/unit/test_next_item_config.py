@@ -69,6 +69,8 @@ def test_a_run_has_the_tasks_own_stages_and_systems(tmp_path: Path) -> None:
         ("sasrec", True, "LLM2SASRec"),
         ("gru", False, "GRU4Rec"),
         ("gru", True, "LLM2GRU4Rec"),
+        ("bert4rec", False, "BERT4Rec"),
+        ("bert4rec", True, "LLM2BERT4Rec"),
     ],
 )
 def test_an_encoder_is_called_as_in_its_track(kind: str, from_names: bool, title: str) -> None:
