@@ -1,6 +1,7 @@
 """BERT4Rec against torch's own transformer, what it hides, and the cloze against a slow loop."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,8 @@ def user_vectors(model: BERT4Rec, rows: list[list[int]], width: int = 0) -> Tens
 def reference(model: BERT4Rec, sequence: list[int]) -> Tensor:
     """Hidden states of one sequence by torch's own layers, alone, without padding or mask; (len(sequence), width)."""
     states = (model.item.weight[sequence] + model.position.weight[MAX_LEN + 1 - len(sequence) :])[None]
-    for block in model.blocks:
+    blocks: Any = model.blocks
+    for block in blocks:
         layer = nn.TransformerEncoderLayer(
             WIDTH, 4, dim_feedforward=WIDTH, dropout=0.0, activation="relu", batch_first=True, norm_first=True
         )
@@ -105,7 +107,7 @@ def test_padding_and_neighbours_change_nothing(width: int) -> None:
 
 def test_a_mask_learns_and_padding_does_not() -> None:
     model = encoder()
-    model.score(batch([[], [1, 2]], [3, 4], [0.0, 0.0])).sum().backward()
+    model.score(batch([[], [1, 2]], [3, 4], [0.0, 0.0])).sum().backward()  # type: ignore[no-untyped-call]
     gradient = model.item.weight.grad
     assert gradient is not None and gradient.isfinite().all()
     assert gradient.any(1).nonzero()[:, 0].tolist() == [1, 2, 3, 4, MASK]
@@ -172,7 +174,7 @@ def test_the_cloze_equals_the_slow_loop(seed: int) -> None:
 
 def test_a_cloze_of_nothing_is_zero() -> None:
     found = cloze(SASRecLLM(encoder(), None, None), batch([[], []], [5, 6], [0.0, 0.0]))
-    found.backward()
+    found.backward()  # type: ignore[no-untyped-call]
     assert found.item() == 0.0
 
 

@@ -113,7 +113,16 @@ def test_variants_by_hand(tiny: Path) -> None:
     assert plain.weights - without.weights == width * lora and joint.weights == plain.weights
 
 
-@pytest.mark.parametrize(("loss", "kind"), [("next_item", "sasrec"), ("softmax", "sasrec"), ("cloze", "bert4rec")])
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [
+        ("next_item", "sasrec"),
+        ("softmax", "sasrec"),
+        ("sampled_softmax", "sasrec"),
+        ("gbce", "gru"),
+        ("cloze", "bert4rec"),
+    ],
+)
 def test_losses_at_every_position_are_counted(
     loss: str, kind: str, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +143,8 @@ def test_losses_at_every_position_are_counted(
     one_B, history_BL = torch.ones(rows, dtype=torch.long), torch.ones(rows, 12, dtype=torch.long)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), monkeypatch.context() as patch:
         patch.setattr(BERT4Rec, "hidden", lambda self, known_BM: known_BM)
-        Objective(model, work.settings.loss)(Batch(one_B, history_BL, one_B, torch.ones(rows), None)).backward()
+        objective = Objective(model, work.settings.loss, work.settings.of_loss)
+        objective(Batch(one_B, history_BL, one_B, torch.ones(rows), None)).backward()
     sizes = [size for place, size in kept.items() if place not in weights]
     assert footprint(work, shape(tiny)).activations == pytest.approx(sum(sizes) + 2 * max(sizes), rel=0.05)
 

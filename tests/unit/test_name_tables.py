@@ -134,9 +134,9 @@ def test_a_stages_address_follows_from_the_content_of_its_table(tiny: Path, tmp_
     assert run.stage_jobs()[STAGE].fingerprint != first.fingerprint
 
 
-@pytest.mark.parametrize("kind", ["sasrec", "gru"])
-def test_an_encoder_starts_from_its_names(kind: str, tiny: Path, tmp_path: Path) -> None:
-    own = {"encoder.kind": kind, "encoder.heads": 2 if kind == "sasrec" else 4}
+@pytest.mark.parametrize(("kind", "loss"), [("sasrec", "softmax"), ("gru", "softmax"), ("bert4rec", "cloze")])
+def test_an_encoder_starts_from_its_names(kind: str, loss: str, tiny: Path, tmp_path: Path) -> None:
+    own = {"encoder.kind": kind, "encoder.heads": 4 if kind == "gru" else 2, "stages.pretrain_encoder.loss": loss}
     plain = stage_model(run_of(tmp_path / "plain", tiny, own).stage_jobs()[STAGE])
     job = job_of(tmp_path / "names", tiny, {**own, "encoder.initial": INITIAL})
     drawn, started = (made.parts()[Part.ENCODER] for made in (plain, stage_model(job)))
@@ -144,7 +144,7 @@ def test_an_encoder_starts_from_its_names(kind: str, tiny: Path, tmp_path: Path)
     table = started["item.weight"].detach().numpy()
     named = [item for item in range(1, ITEMS + 1) if item != UNNAMED]
     assert np.array_equal(table[named], rows[[item - 1 for item in named]]) and started["item.weight"].requires_grad
-    unnamed = [0, UNNAMED]
+    unnamed = [row for row in range(len(table)) if row not in named]  # BERT4Rec's mask is one
     assert np.array_equal(table[unnamed], drawn["item.weight"].detach().numpy()[unnamed])
     assert all(value.equal(started[name]) for name, value in drawn.items() if name != "item.weight")
 

@@ -69,6 +69,8 @@ def test_a_run_has_the_tasks_own_stages_and_systems(tmp_path: Path) -> None:
         ("sasrec", True, "LLM2SASRec"),
         ("gru", False, "GRU4Rec"),
         ("gru", True, "LLM2GRU4Rec"),
+        ("bert4rec", False, "BERT4Rec"),
+        ("bert4rec", True, "LLM2BERT4Rec"),
     ],
 )
 def test_an_encoder_is_called_as_in_its_track(kind: str, from_names: bool, title: str) -> None:
@@ -86,7 +88,8 @@ def test_every_task_is_judged_by_metrics_of_its_own() -> None:
         Task.NEXT_ITEM: Metric.NDCG,
     }
     assert sorted(metric for metrics in JUDGED_BY.values() for metric in metrics) == sorted(Metric)
-    assert [metric.shown for metric in Metric] == ["AUC", "UAUC", "log loss", "NDCG@20", "HR@20"]
+    shown = ["AUC", "UAUC", "mean of AUC and UAUC", "log loss", "NDCG@20", "HR@20"]
+    assert [metric.shown for metric in Metric] == shown
 
 
 def test_the_configuration_offers_what_there_is() -> None:
