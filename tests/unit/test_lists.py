@@ -89,8 +89,7 @@ def test_sessions_come_whole_and_those_of_training_end_before_what_is_held_out(t
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_encoders_lists_equal_scoring_every_item_alone(kind: EncoderKind, tmp_path: Path) -> None:
-    changes = {"encoder.kind": kind.value} | ({"encoder.heads": 4} if kind is EncoderKind.GRU else {})
-    run = prepared_run(tmp_path, changes)
+    run = prepared_run(tmp_path, left_out.encoder_of(kind))
     model = model_of(run)
     rows = StageJob(config=run.config, stage=StageName.PRETRAIN_ENCODER, facts=run.facts, data=run.data.folder).rows(
         "test"

@@ -32,7 +32,11 @@ TASK = ["data.task=next_item", "data.dataset=synthetic", "stages.pretrain_encode
             [*TASK, "encoder.kind=mf"],
             "encoder.kind: mf knows users by name, and every session is a new one; for data.task",
         ),
-        ([*TASK, "encoder.kind=neumf"], "next_item use sasrec or gru"),
+        ([*TASK, "encoder.kind=neumf"], "next_item use sasrec or gru or bert4rec"),
+        (
+            [*TASK, "encoder.kind=bert4rec"],
+            "softmax needs an encoder that reads a sequence forwards, and bert4rec does not; use cloze",
+        ),
         ([*TASK, "encoder.offset=feature_floor"], "encoder.offset: feature_floor learns from what was disliked"),
         (["encoder.initial={names: pca}"], "encoder.initial: for data.task next_item only; leave it out"),
         (["names.sources=tiny"], "names: for data.task next_item only"),
@@ -69,6 +73,8 @@ def test_a_run_has_the_tasks_own_stages_and_systems(tmp_path: Path) -> None:
         ("sasrec", True, "LLM2SASRec"),
         ("gru", False, "GRU4Rec"),
         ("gru", True, "LLM2GRU4Rec"),
+        ("bert4rec", False, "BERT4Rec"),
+        ("bert4rec", True, "LLM2BERT4Rec"),
     ],
 )
 def test_an_encoder_is_called_as_in_its_track(kind: str, from_names: bool, title: str) -> None:
