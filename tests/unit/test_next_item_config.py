@@ -194,6 +194,10 @@ def test_an_objective_must_be_of_the_task(objective: str, base: str, message: st
 def test_a_search_of_next_items_looks_for_ndcg(tmp_path: Path) -> None:
     search = load_search(search_file(tmp_path, NDCG))
     assert search.config.objective.mode == "max" and search.identity["search"]["objective"]["metric"] == "valid_ndcg"
+    with pytest.raises(InputError, match=r"space\.names\.pooling: changes nothing that pretrain_encoder computes"):
+        load_search(search_file(tmp_path, NDCG, space="names.pooling: [mean, last]"))
+    from_names = ["set.encoder.initial={names: pca}"]
+    assert load_search(search_file(tmp_path, NDCG, space="names.pooling: [mean, last]"), from_names).trials
     with pytest.raises(InputError, match=r"space\.data\.task: trials of different tasks cannot be compared"):
         load_search(
             search_file(
