@@ -144,11 +144,13 @@ def write_run_list_report(run: Run, metrics: Mapping[str, Any]) -> str:
 def _notes(run: Run) -> list[str]:
     """What a reader must know before quoting a figure."""
     config, manifest = run.config, run.manifest
-    chosen = next(run.config.stages[stage].valid_users for stage in run.stages)
-    judged = "all validation sessions" if chosen is None else f"a fixed sample of {chosen:,} validation sessions"
+    (stage,) = run.stages
+    sampled = config.stages[stage].valid_users
+    judged = "all validation sessions" if sampled is None else f"a fixed sample of {sampled:,} validation sessions"
     notes = [
         "One training seed; intervals are 95% bootstrap intervals over test sessions and say nothing of other seeds.",
-        f"The encoder's checkpoint was chosen by NDCG@20 on {judged}; the test sessions were ranked once, at the end.",
+        f"The encoder's checkpoint was chosen by {config.judged_by(stage).shown} on {judged}; the test sessions were"
+        " ranked once, at the end.",
         "Every list is of the whole catalogue without the session's own items, so that an item that comes again counts"
         " as missed. Items that training never saw are in no list, but for LLMSeqSim's, which knows them by name.",
     ]

@@ -131,7 +131,7 @@ class Config(Section):
         if Part.ENCODER in STAGES[name].trains and loss not in ENCODERS[kind].losses:
             raise ValueError(
                 f"stages.{name}.loss: {loss} needs {LOSSES[loss].needs}, and {kind} does not;"
-                f" use {' or '.join(ENCODERS[kind].losses)}"
+                f" use {' or '.join(ENCODERS[kind].losses_of(self.data.task))}"
             )
         if self.encoder.offset and name is StageName.PRETRAIN_ENCODER and loss is not Loss.LABEL_BCE:
             raise ValueError(

@@ -15,6 +15,7 @@ from rayrec.config import Config, fingerprint, identity
 from rayrec.data.beside import Beside, read_beside
 from rayrec.ensemble import weights_path
 from rayrec.experiment.settings import Experiment, needed_stages
+from rayrec.name_tables import NameTable, initial_table, nearness_table
 from rayrec.run import Run
 from rayrec.scoring import predictions_path
 from rayrec.stages import STAGES, SYSTEMS, StageName, SystemName
@@ -116,6 +117,19 @@ def _beside(system: SystemName, config: Config) -> frozenset[Beside]:
     """What the system or a stage that it needs reads besides the rows."""
     streams = [SYSTEMS[system].reads, *(STAGES[stage].reads for stage in needed_stages(system, config.stages))]
     return read_beside(config, *(stream for stream in streams if stream is not None))
+
+
+def name_tables(experiment: Experiment) -> list[tuple[Config, Prepared, NameTable]]:
+    """Every table of names that some pair reads, with its configuration and data, whose rows must be prepared."""
+    found = []
+    for title, entry in experiment.config.systems.items():
+        for fold in experiment.each_fold:
+            for seed in experiment.seeds(title):
+                config = experiment.configuration(title, seed, fold)
+                table = nearness_table(config) if entry.system is SystemName.LLMSEQSIM else initial_table(config)
+                if table is not None:
+                    found.append((config, Prepared(data_folder(experiment, config)), table))
+    return found
 
 
 def all_pairs(experiment: Experiment) -> list[Pair]:

@@ -27,7 +27,7 @@ from rayrec.stages import SystemName
 
 COMPARED = ("auc", "uauc", "log_loss", "accuracy", "f1")
 _ABLATED = ("auc", "uauc")
-_LEVEL = 0.05  # of "significantly better than the second"
+LEVEL = 0.05  # of "significantly better than the second"
 
 Found = Mapping[str, Mapping[str, Resampled | None]]  # slice -> title -> its metrics, None without predictions
 
@@ -235,7 +235,7 @@ def _best(resampled: Mapping[str, Resampled | None], metric: str) -> dict[str, A
         "title": best,
         "second": second,
         "difference": _as_dict(difference),
-        "is_significant": bool(difference.p < _LEVEL),
+        "is_significant": bool(difference.p < LEVEL),
     }
 
 

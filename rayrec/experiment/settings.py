@@ -26,6 +26,7 @@ _COMMON = (
     "evaluation.rows_per_user",
     "evaluation.cutoff",
     "evaluation.bootstrap",
+    "evaluation.ks",
 )
 
 _SPLIT = "data.split"
@@ -199,24 +200,24 @@ def _check_splits(experiment: Experiment, origin: str) -> None:
 
 
 def _check_systems(experiment: Experiment, origin: str) -> None:
-    """Every configuration is one, and no two titles stand for the same results."""
+    """Every configuration is one of the base's task, and no two titles stand for the same results."""
     known: dict[str, str] = {}
+    task = experiment.base.data.task
+    if task is Task.NEXT_ITEM and experiment.folds:
+        raise InputError(f"{origin}: data.split.folds: of next items one fold is compared at a time; name it")
     for title, entry in experiment.config.systems.items():
-        if Task.CLICK not in SYSTEMS[entry.system].tasks:
+        if task not in SYSTEMS[entry.system].tasks:
+            offered = ", ".join(name for name, spec in SYSTEMS.items() if task in spec.tasks)
             raise InputError(
-                f"{origin}: systems.{title}.system: {entry.system} ranks next items, which experiments do not compare;"
-                " use jobs/full_pipeline.py"
+                f"{origin}: systems.{title}.system: {entry.system} is not for data.task {task}; choose among {offered}"
             )
         for seed in experiment.seeds(title):
             try:
                 config = experiment.configuration(title, seed)
             except InputError as error:
                 raise InputError(f"{origin}: {error}") from None
-            if config.data.task is not Task.CLICK:
-                raise InputError(
-                    f"{origin}: systems.{title}: data.task {config.data.task} is not for experiments; use"
-                    " jobs/full_pipeline.py"
-                )
+            if config.data.task is not task:
+                raise InputError(f"{origin}: systems.{title}.set.data.task: all systems share it; leave it out")
         twin = known.setdefault(f"{entry.system}: {_read_by(config, entry.system)}", title)
         if twin != title:
             raise InputError(

@@ -17,21 +17,30 @@ import yaml
 from rayrec import __version__, storage
 from rayrec.binding import EXPERIMENT, bind, is_bound, package_versions
 from rayrec.data import columns as c
+from rayrec.data.catalogue import training_counts
 from rayrec.data.rows import RowSource
+from rayrec.data.vectors import has_vectors
 from rayrec.ensemble import score_ensemble
 from rayrec.errors import DivergedError, InputError
 from rayrec.experiment.evidence import gather, row_counts
 from rayrec.experiment.folds import summarise_folds
-from rayrec.experiment.pairs import Pair, all_pairs, experiment_folder, variants
+from rayrec.experiment.list_results import summarise_lists
+from rayrec.experiment.pairs import Pair, all_pairs, experiment_folder, name_tables, variants
 from rayrec.experiment.results import Told
 from rayrec.experiment.settings import Experiment
 from rayrec.experiment.traces import read_progress, trained_parameters
 from rayrec.pipeline import quieten, train_run
-from rayrec.preparation import prepare_beside, prepare_rows
-from rayrec.report import Evidence, ExperimentReportData, write_experiment_report
+from rayrec.preparation import prepare_beside, prepare_rows, prepare_table
+from rayrec.report import (
+    ExperimentReportData,
+    ListExperimentReportData,
+    write_experiment_report,
+    write_list_experiment_report,
+)
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, score_systems, test_sample
-from rayrec.stages import SYSTEMS, Stream
+from rayrec.stages import SYSTEMS, Stream, Task
+from rayrec.store import store_folder
 from rayrec.training.cluster import check_fits, connected
 from rayrec.training.launch import StageError
 from rayrec.training.model import warn_of_slow_bf16
@@ -42,6 +51,7 @@ RESULTS, PAIR = "results.json", "pair.json"
 _UNBOUND = {"name", "systems", "seeds", "reference"}  # what may change under one name
 _ROWS = [c.USER_ID, c.ITEM_ID, c.LABEL, c.IS_WARM, c.IS_STRICT_COLD]
 _REASON = 400  # characters of a reason
+_SHOWN = {"auc": "AUC", "uauc": "UAUC", "log_loss": "log loss"}  # of clicks, in the terminal
 
 
 class ExperimentError(RuntimeError):
@@ -89,7 +99,10 @@ def run_experiment(experiment: Experiment) -> None:
 
 def is_prepared(experiment: Experiment) -> bool:
     """All data that the experiment needs is there."""
-    return all(variant.data.is_complete and variant.data.has(*variant.beside) for variant in variants(experiment))
+    rows = all(variant.data.is_complete and variant.data.has(*variant.beside) for variant in variants(experiment))
+    return rows and all(
+        has_vectors(data.table_folder(table, store_folder(config))) for config, data, table in name_tables(experiment)
+    )
 
 
 def _prepare(experiment: Experiment, room: dict[str, float]) -> None:
@@ -109,6 +122,9 @@ def _prepare(experiment: Experiment, room: dict[str, float]) -> None:
                 f"systems.{variant.titles[0]}.set: its test rows are not those of {first[0]!r}, and only the same rows"
                 " can be compared; give all systems the same data, but for what prompts show of it"
             )
+
+    for config, data, table in name_tables(experiment):
+        prepare_table(config, data, table)
 
 
 def _sampled_rows(run: Run) -> pd.DataFrame:
@@ -162,12 +178,22 @@ def _write(experiment: Experiment, pairs: Sequence[Pair], failures: _Failures, f
     """Predictions under their titles, ``results.json`` and the report; the same pairs give the same bytes."""
     told = _tell(experiment, pairs, failures, storage.join(folder, "predictions"))
     firsts = {fold: next(pair.run for pair in pairs if pair.fold == fold) for fold in told}
-    results = summarise_folds(experiment, told, {fold: describe_sample(run) for fold, run in firsts.items()})
+    samples = {fold: describe_sample(run) for fold, run in firsts.items()}
+    ranks = experiment.base.data.task is Task.NEXT_ITEM
+    if ranks:
+        counts = training_counts(firsts[None].data.folder)
+        results = summarise_lists(experiment, told[None], counts, samples[None])
+    else:
+        results = summarise_folds(experiment, told, samples)
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     storage.write_text(storage.join(folder, RESULTS), text)
-    evidence = gather(told, {fold: row_counts(run) for fold, run in firsts.items()}, results["cutoff"])
     with tempfile.TemporaryDirectory() as scratch:
-        write_experiment_report(_report(experiment, results, evidence), Path(scratch))
+        if ranks:
+            write_list_experiment_report(ListExperimentReportData(**_common(experiment, results)), Path(scratch))
+        else:
+            evidence = gather(told, {fold: row_counts(run) for fold, run in firsts.items()}, results["cutoff"])
+            data = ExperimentReportData(**_common(experiment, results), evidence=evidence)
+            write_experiment_report(data, Path(scratch))
         storage.upload(Path(scratch), storage.join(folder, "report"))
     return results
 
@@ -208,35 +234,33 @@ def _replace(folder: str, files: Mapping[str, bytes]) -> None:
         storage.write_bytes(storage.join(folder, name), content)
 
 
-def _report(experiment: Experiment, results: Mapping[str, Any], evidence: Evidence) -> ExperimentReportData:
+def _common(experiment: Experiment, results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the pages of both tasks show."""
     base = experiment.base.model_dump(mode="json", exclude_defaults=True)
-    return ExperimentReportData(
-        title=f"{experiment.config.name}: {experiment.base.data.dataset}",
-        results=results,
-        evidence=evidence,
-        config_yaml=yaml.safe_dump(
-            {"base": experiment.of_all_folds(base)} | experiment.config.model_dump(mode="json", include=_UNBOUND),
-            sort_keys=False,
-            allow_unicode=True,
-        ),
-        versions=package_versions(),
-        notes=_notes(experiment),
-    )
+    content = {"base": experiment.of_all_folds(base)} | experiment.config.model_dump(mode="json", include=_UNBOUND)
+    return {
+        "title": f"{experiment.config.name}: {experiment.base.data.dataset}",
+        "results": results,
+        "config_yaml": yaml.safe_dump(content, sort_keys=False, allow_unicode=True),
+        "versions": package_versions(),
+        "notes": _notes(experiment),
+    }
 
 
 def _notes(experiment: Experiment) -> list[str]:
-    base = experiment.base
+    base, ranks = experiment.base, experiment.base.data.task is Task.NEXT_ITEM
     chosen = ", ".join(f"{stage} by {base.judged_by(stage).shown}" for stage in base.stages.of_a_run(base.data.task))
     notes = [
-        "Intervals and p values are of a bootstrap over test users; they say nothing of training seeds other than those"
-        " that were run. The spread over seeds is their sample standard deviation.",
+        f"Intervals and p values are of a bootstrap over test {'sessions' if ranks else 'users'}; they say nothing of"
+        " training seeds other than those that were run. The spread over seeds is their sample standard deviation.",
         "Where nothing is trained, all seeds would give the same predictions: such a system was scored once and has no"
         " spread.",
         "p values are not corrected for how many systems and metrics are compared.",
         f"Checkpoints were chosen on validation: {chosen}, unless a system's settings say otherwise. The test rows were"
         " scored once, at the end.",
-        f"The backbone ran in {base.engine.precision}; its two answer logits are computed in fp32.",
     ]
+    if not ranks:
+        notes.append(f"The backbone ran in {base.engine.precision}; its two answer logits are computed in fp32.")
     if experiment.folds:
         notes.insert(
             2,
@@ -254,10 +278,11 @@ def _notes(experiment: Experiment) -> list[str]:
 
 def _print_result(results: Mapping[str, Any], folder: str) -> None:
     width = min(40, max(len(title) for title in results["systems"]))
-    print(f"{'':{width}}  {'AUC':>15}  {'UAUC':>15}  {'log loss':>15}  seeds")
+    shown = _SHOWN if "metrics" not in results else {name: name for name in results["metrics"][:4]}
+    print(f"{'':{width}}  {'  '.join(f'{header:>15}' for header in shown.values())}  seeds")
     for title, row in results["systems"].items():
         metrics = row["slices"]["all"]["metrics"]
-        cells = "  ".join(f"{_cell(metrics.get(name)):>15}" for name in ("auc", "uauc", "log_loss"))
+        cells = "  ".join(f"{_cell(metrics.get(name)):>15}" for name in shown)
         print(f"{title[:width]:{width}}  {cells}  {len(row['seeds'])}")
     for title, row in results["systems"].items():
         for seed, reason in row["failures"].items():

@@ -1,6 +1,6 @@
 """The report of an experiment: one HTML file, its figures as SVG, its tables as CSV, Markdown and LaTeX."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from rayrec.report.experiment_gallery import Evidence, draw_gallery
 from rayrec.report.experiment_tables import Results, experiment_tables
 from rayrec.report.page import write_page
-from rayrec.report.tables import pairs_table, records_table
+from rayrec.report.tables import Table, pairs_table, records_table
 from rayrec.report.text_tables import latex_table, markdown_table
 
 
@@ -30,12 +30,7 @@ def write_experiment_report(data: ExperimentReportData, folder: Path) -> Path:
     Returns the page's path. The same data gives the same bytes: no clock, no random ids.
     """
     made = experiment_tables(data.results)
-    described = [
-        records_table("systems", _systems(data.results), "What each title stands for: system and settings of its own."),
-        records_table("failures", _failures(data.results), "What gave no predictions, and why."),
-        pairs_table("versions", data.versions, "Packages that produced these numbers."),
-    ]
-    tables = {table.name: table for table in (*made, *described)}
+    tables = {table.name: table for table in (*made, *described_tables(data.results, data.versions))}
     page = write_page(
         folder,
         "experiment.html.j2",
@@ -44,10 +39,24 @@ def write_experiment_report(data: ExperimentReportData, folder: Path) -> Path:
         data=data,
         failed=bool(_failures(data.results)),
     )
-    for table in made:
+    write_text_tables(made, folder)
+    return page
+
+
+def described_tables(results: Results, versions: Mapping[str, str]) -> list[Table]:
+    """What the numbers were made with, and what failed."""
+    return [
+        records_table("systems", _systems(results), "What each title stands for: system and settings of its own."),
+        records_table("failures", _failures(results), "What gave no predictions, and why."),
+        pairs_table("versions", versions, "Packages that produced these numbers."),
+    ]
+
+
+def write_text_tables(tables: Iterable[Table], folder: Path) -> None:
+    """The tables as Markdown and LaTeX beside their CSV files."""
+    for table in tables:
         (folder / "tables" / f"{table.name}.md").write_text(markdown_table(table), encoding="utf-8")
         (folder / "tables" / f"{table.name}.tex").write_text(latex_table(table), encoding="utf-8")
-    return page
 
 
 def _systems(results: Results) -> list[dict[str, Any]]:

@@ -93,7 +93,8 @@ def write_list_report(data: ListReportData, folder: Path) -> Path:
     )
 
 
-def _shown(metric: str) -> str:
+def shown_metric(metric: str) -> str:
+    """``ndcg@20`` as tables show it."""
     name, _, k = metric.partition("@")
     return f"{METRICS[name]}@{k}"
 
@@ -115,7 +116,7 @@ def _list_table(name: str, data: ListReportData, columns: Sequence[str], parts: 
                 record |= {metric: value.value, f"{metric}_low": value.low, f"{metric}_high": value.high}
             records.append(record | {"items": items})
     leading = ("Slice", "System") if len(parts) > 1 else ("System",)
-    header = (*leading, *map(_shown, columns), "Sessions")
+    header = (*leading, *map(shown_metric, columns), "Sessions")
     return Table(name=name, caption=caption, header=header, rows=tuple(rows), csv=pd.DataFrame(records))
 
 
@@ -134,5 +135,5 @@ def _difference_table(data: ListReportData, columns: Sequence[str], caption: str
             record[f"{metric}_p"] = found.p
         rows.append(tuple(cells))
         records.append(record)
-    header = ("System", *(text for metric in columns for text in (f"Δ {_shown(metric)}", "p")))
+    header = ("System", *(text for metric in columns for text in (f"Δ {shown_metric(metric)}", "p")))
     return Table(name="differences", caption=caption, header=header, rows=tuple(rows), csv=pd.DataFrame(records))

@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 
 from rayrec.config import Config
 from rayrec.config.section import Section
-from rayrec.config.training import StagesConfig
 from rayrec.errors import InputError
 from rayrec.settings import validate, with_values
 from rayrec.stages import STAGES, StageName
@@ -147,7 +146,7 @@ def check_space(space: Space, base: Config, stage: StageName, origin: str) -> No
     read: set[str] = set()
     for values in _combinations(space):
         shown = ", ".join(f"{path}={value}" for path, value in values.items())
-        read |= _read(validate(with_values(tree, values), f"{origin}: space: {shown}").stages, stage)
+        read |= _read(validate(with_values(tree, values), f"{origin}: space: {shown}"), stage)
     for path in space:
         section, *rest = path.split(".")
         named = f"{section}.{rest[0]}" if section == "stages" and rest else section
@@ -166,13 +165,15 @@ def _combinations(space: Space) -> Iterator[Values]:
         yield {path: draw.choice(distribution.corners) for path, distribution in space.items()}
 
 
-def _read(stages: StagesConfig, stage: StageName) -> set[str]:
+def _read(config: Config, stage: StageName) -> set[str]:
     """Sections of the configuration that a stage or an ancestor reads; of ``stages`` each one by itself."""
+    stages = config.stages
     lineage = stages.lineage(stage)
     sections = {"data", "seed", "engine", "stages", *(f"stages.{name}" for name in lineage)}
     for name in lineage:
         sections |= {part.value for part in stages.parts(name)}  # each part has a section of its name
         sections |= {"backbone"} if STAGES[name].reads.uses_backbone else set()
+    sections |= {"names"} if config.encoder.initial else set()
     return sections
 
 

@@ -155,3 +155,29 @@ def test_items_start_from_their_names(
     alike = [np.corrcoef(rows.ravel(), learned.ravel())[0, 1] for learned in (drawn, started)]
     assert abs(alike[0]) < 0.2 < alike[1]
     assert len([*(folder.parent / "store" / "names").iterdir()]) == 1  # both reductions are of the same embeddings
+
+
+@pytest.mark.full
+def test_an_experiment_compares_them(job_env: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "experiment.yaml"
+    base = {"storage": str(tmp_path / "runs"), "stages.pretrain_encoder.epochs": 2}
+    names = {"system": "sasrec", "set": {"encoder.initial": {"names": "random_projection"}}}
+    systems = {"Popular": {"system": "most_popular"}, "SASRec": {"system": "sasrec"}, "LLM2SASRec": names}
+    tree = {"name": "e", "base": str(processes.ROOT / CONFIG[1]), "set": base, "seeds": [0, 1], "systems": systems}
+    file.write_text(json.dumps(tree | {"reference": "Popular"}))
+    options = ["--config", str(file)]
+    done = processes.run(processes.job("experiment", *options), job_env, tmp_path / "log").checked()
+    assert re.search(r"^SASRec +(0\.\d{4} ± 0\.\d{4} +){4}2$", done.out, re.MULTILINE)
+    assert re.search(r"^Popular +(0\.\d{4} +){4}1$", done.out, re.MULTILINE)
+    folder = tmp_path / "runs" / "e"
+    results = json.loads((folder / "results.json").read_text())
+    for title, of in results["systems"].items():
+        for seed, value in of["slices"]["all"]["metrics"]["hr@20"]["seeds"].items():
+            frame = pd.read_parquet(folder / "predictions" / title.lower() / f"{seed}.parquet")
+            hits = [held[0] in ranked for held, ranked in zip(frame["held_out"], frame["ranked"], strict=True)]
+            assert value == pytest.approx(sum(hits) / len(hits))
+    assert_needs_no_network((folder / "report" / "index.html").read_text())
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    again = processes.run(processes.job("experiment", *options), job_env, tmp_path / "again").checked()
+    assert "all pairs are complete; nothing to train or score" in again.out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

@@ -14,6 +14,7 @@ from rayrec.cache import file_sha256
 from rayrec.data import columns as c
 from rayrec.run import Run
 from rayrec.settings import validate, with_values
+from rayrec.stages import ENCODERS, EncoderKind, Task
 
 ITEMS = 14
 SESSIONS = [
@@ -39,6 +40,12 @@ TREE: dict[str, Any] = {
     "names": {"pooling": "last"},
     "ranking": {"llmseqsim": {"width": 4}},
 }
+
+
+def encoder_of(kind: EncoderKind) -> dict[str, Any]:
+    """What puts an encoder of this kind into the run."""
+    changes = {"encoder.kind": kind.value, "stages.pretrain_encoder.loss": ENCODERS[kind].losses_of(Task.NEXT_ITEM)[-1]}
+    return changes | ({} if "heads" in ENCODERS[kind].reads else {"encoder.heads": 4})  # as by default
 
 
 def prepared_run(folder: Path, changes: Mapping[str, Any] | None = None, *, timed: bool = True) -> Run:

@@ -86,7 +86,7 @@ def test_slices_part_the_sessions(run: Run) -> None:
         ("popularity", [int(counts[target]) for target in TARGETS]),
     ):
         own = {key: inside for key, inside in slices.items() if key.startswith(name)}
-        assert len(own) > 1 and (sum(inside.astype(int) for inside in own.values()) == 1).all()
+        assert len(own) > 1 and (np.sum([*own.values()], axis=0) == 1).all()
         for key, inside in own.items():
             low, _, high = key.removeprefix(f"{name} ").partition("-")
             held = [value for value, is_in in zip(values, inside, strict=True) if is_in]

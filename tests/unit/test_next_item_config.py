@@ -32,7 +32,11 @@ TASK = ["data.task=next_item", "data.dataset=synthetic", "stages.pretrain_encode
             [*TASK, "encoder.kind=mf"],
             "encoder.kind: mf knows users by name, and every session is a new one; for data.task",
         ),
-        ([*TASK, "encoder.kind=neumf"], "next_item use sasrec or gru"),
+        ([*TASK, "encoder.kind=neumf"], "next_item use sasrec or gru or bert4rec"),
+        (
+            [*TASK, "encoder.kind=bert4rec"],
+            "softmax needs an encoder that reads a sequence forwards, and bert4rec does not; use cloze",
+        ),
         ([*TASK, "encoder.offset=feature_floor"], "encoder.offset: feature_floor learns from what was disliked"),
         (["encoder.initial={names: pca}"], "encoder.initial: for data.task next_item only; leave it out"),
         (["names.sources=tiny"], "names: for data.task next_item only"),
@@ -88,8 +92,7 @@ def test_every_task_is_judged_by_metrics_of_its_own() -> None:
         Task.NEXT_ITEM: Metric.NDCG,
     }
     assert sorted(metric for metrics in JUDGED_BY.values() for metric in metrics) == sorted(Metric)
-    shown = ["AUC", "UAUC", "mean of AUC and UAUC", "log loss", "NDCG@20", "HR@20"]
-    assert [metric.shown for metric in Metric] == shown
+    assert [metric.shown for metric in JUDGED_BY[Task.NEXT_ITEM]] == ["NDCG@20", "HR@20"]
 
 
 def test_the_configuration_offers_what_there_is() -> None:
@@ -191,6 +194,10 @@ def test_an_objective_must_be_of_the_task(objective: str, base: str, message: st
 def test_a_search_of_next_items_looks_for_ndcg(tmp_path: Path) -> None:
     search = load_search(search_file(tmp_path, NDCG))
     assert search.config.objective.mode == "max" and search.identity["search"]["objective"]["metric"] == "valid_ndcg"
+    with pytest.raises(InputError, match=r"space\.names\.pooling: changes nothing that pretrain_encoder computes"):
+        load_search(search_file(tmp_path, NDCG, space="names.pooling: [mean, last]"))
+    from_names = ["set.encoder.initial={names: pca}"]
+    assert load_search(search_file(tmp_path, NDCG, space="names.pooling: [mean, last]"), from_names).trials
     with pytest.raises(InputError, match=r"space\.data\.task: trials of different tasks cannot be compared"):
         load_search(
             search_file(

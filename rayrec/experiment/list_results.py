@@ -1,0 +1,142 @@
+"""Of next items: from the pairs' lists to means and spreads over seeds, and paired differences over sessions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rayrec.data import columns as c
+from rayrec.experiment.results import LEVEL, Told, plain
+from rayrec.experiment.settings import Experiment, is_trained
+from rayrec.experiment.traces import cost
+from rayrec.metrics import Difference, catalogue_coverage, session_differences, session_estimates, session_metrics
+from rayrec.metrics.pointwise import FloatArray
+from rayrec.sessions import Index, Sessions
+
+_COVERAGE = "coverage"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A title's metrics."""
+
+    values: Mapping[str, FloatArray]  # metric -> mean over seeds, one number a session
+    each: Mapping[str, Sequence[float]]  # metric, coverage too -> every seed's
+
+
+def summarise_lists(experiment: Experiment, told: Mapping[str, Told], counts: Index, sample: str) -> dict[str, Any]:
+    """Everything that the tables show, as plain data for JSON; as ``results.summarise``, of all sessions.
+
+    Metrics are those of the longest lists. ``counts`` are each item's events in training.
+    """
+    config, settings = experiment.config, experiment.base.evaluation
+    k = max(settings.ks)
+    found = {title: _found(one, counts, k) if one.predictions else None for title, one in told.items()}
+    reference = found[config.reference]
+    names = [f"{name}@{k}" for name in ("ndcg", "hr", "mrr", _COVERAGE, "serendipity", "novelty")]
+    systems = {}
+    for title, one in told.items():
+        own, entry = found[title], config.systems[title]
+        is_other = own is not None and reference is not None and title != config.reference
+        systems[title] = {
+            "system": entry.system.value,
+            "is_trained": is_trained(entry.system),
+            "set": dict(entry.set),
+            "seeds": sorted(one.predictions),
+            "failures": {str(seed): reason for seed, reason in sorted(one.failures.items())},
+            "cost": cost(one.progress, one.parameters),
+            "slices": {
+                "all": {
+                    "counts": {} if own is None else {"sessions": len(own.values[names[0]])},
+                    "metrics": {} if own is None else _metrics(own, names, sorted(one.predictions), experiment),
+                    "minus_reference": _differences(own, reference, experiment) if is_other else {},
+                }
+            },
+        }
+    return {
+        "experiment": config.name,
+        "dataset": experiment.base.data.dataset,
+        "sample": sample,
+        "reference": config.reference,
+        "seeds": list(config.seeds),
+        "resamples": settings.bootstrap,
+        "metrics": names,
+        "systems": systems,
+        "best": {"all": {name: _best(found, name, experiment) for name in names}},
+    }
+
+
+def _found(told: Told, counts: Index, k: int) -> _Found:
+    values: dict[str, list[FloatArray]] = {}
+    coverage = []
+    for _, frame in sorted(told.predictions.items()):
+        lists, held_out = _lists(frame, k)
+        for name, column in session_metrics(lists, held_out, counts, (k,)).items():
+            values.setdefault(name, []).append(column)
+        coverage.append(catalogue_coverage(lists, len(counts) - 1, k))
+    each = {name: [float(column.mean()) for column in columns] for name, columns in values.items()}
+    return _Found(
+        values={name: np.mean(columns, axis=0) for name, columns in values.items()},
+        each=each | {f"{_COVERAGE}@{k}": coverage},
+    )
+
+
+def _lists(frame: pd.DataFrame, k: int) -> tuple[Index, Sessions]:
+    lists = np.zeros((len(frame), k), np.int64)
+    for row, ranked in enumerate(frame[c.RANKED]):
+        lists[row, : len(ranked)] = ranked[:k]
+    return lists, Sessions.of(frame[c.HELD_OUT])
+
+
+def _metrics(found: _Found, names: Sequence[str], seeds: Sequence[int], experiment: Experiment) -> dict[str, Any]:
+    """Metric -> mean, its 95% interval over sessions, sample standard deviation over seeds, and each seed's value."""
+    settings = experiment.base.evaluation
+    estimates = session_estimates(found.values, resamples=settings.bootstrap, seed=experiment.base.seed)
+    result = {}
+    for name in names:
+        each = found.each[name]
+        low, high = (estimates[name].low, estimates[name].high) if name in estimates else (math.nan, math.nan)
+        result[name] = {
+            "mean": plain(math.fsum(each) / len(each)),
+            "low": plain(low),
+            "high": plain(high),
+            "sd": plain(float(np.std(each, ddof=1)) if len(each) > 1 else math.nan),
+            "seeds": {str(seed): plain(value) for seed, value in zip(seeds, each, strict=True)},
+        }
+    return result
+
+
+def _paired(one: _Found, other: _Found, experiment: Experiment) -> dict[str, Difference]:
+    settings = experiment.base.evaluation
+    return session_differences(one.values, other.values, resamples=settings.bootstrap, seed=experiment.base.seed)
+
+
+def _differences(one: _Found | None, other: _Found | None, experiment: Experiment) -> dict[str, Any]:
+    assert one is not None and other is not None
+    return {name: _as_dict(difference) for name, difference in _paired(one, other, experiment).items()}
+
+
+def _best(found: Mapping[str, _Found | None], metric: str, experiment: Experiment) -> dict[str, Any] | None:
+    """The best title, the second, their difference, and whether it is more than chance; None for fewer than two.
+
+    Of coverage nothing is known of chance.
+    """
+    there = {title: one for title, one in found.items() if one is not None and metric in one.values}
+    ranked = sorted(there, key=lambda title: -there[title].values[metric].mean())  # of equals the first in the file
+    if len(ranked) < 2:
+        return None
+    best, second = ranked[:2]
+    difference = _paired(there[best], there[second], experiment)[metric]
+    return {
+        "title": best,
+        "second": second,
+        "difference": _as_dict(difference),
+        "is_significant": bool(difference.p < LEVEL),
+    }
+
+
+def _as_dict(difference: Difference) -> dict[str, float | None]:
+    return {key: plain(value) for key, value in difference._asdict().items()}

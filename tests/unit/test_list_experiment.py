@@ -1,0 +1,181 @@
+"""Experiments on next items: what their files may say, and what lists of several seeds come to."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from left_out import ITEMS, SESSIONS
+from pages import assert_same_files
+
+from rayrec.data import columns as c
+from rayrec.errors import InputError
+from rayrec.experiment.list_results import summarise_lists
+from rayrec.experiment.pairs import name_tables
+from rayrec.experiment.results import Told
+from rayrec.experiment.settings import Experiment, load_experiment
+from rayrec.metrics import session_differences, session_metrics
+from rayrec.report import ListExperimentReportData, write_list_experiment_report
+from rayrec.sessions import Sessions
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TARGETS = [[session[-1]] for session in SESSIONS]
+COUNTS = Sessions.of(session[:-2] for session in SESSIONS).counts(ITEMS)
+SYSTEMS = """
+  Popular: {system: most_popular}
+  Near: {system: llmseqsim}
+  SASRec: {system: sasrec}
+  LLM2SASRec: {system: sasrec, set: {encoder.initial: {names: random_projection}}}
+"""
+
+
+def experiment(folder: Path, *, systems: str = SYSTEMS, more: str = "") -> Experiment:
+    path = folder / "experiment.yaml"
+    path.write_text(
+        f"name: e\nbase: {CONFIGS}/smoke_next_item.yaml\nset: {{evaluation.ks: [3], evaluation.bootstrap: 60{more}}}\n"
+        f"seeds: [0, 1]\nreference: Popular\nsystems:{systems}"
+    )
+    return load_experiment(path)
+
+
+@pytest.mark.parametrize(
+    ("systems", "more", "message"),
+    [
+        (
+            "\n  Popular: {system: icl}\n",
+            "",
+            "systems.Popular.system: icl is not for data.task next_item; choose among most_popular, sknn",
+        ),
+        (
+            "\n  Popular: {system: sasrec, set: {data.task: click, stages.pretrain_encoder.loss: softmax}}\n",
+            "",
+            "systems.Popular",
+        ),
+        (
+            "\n  Popular: {system: most_popular, set: {evaluation.ks: [5]}}\n",
+            "",
+            "all systems share evaluation.ks; set it for the whole experiment",
+        ),
+        (
+            SYSTEMS,
+            ", data.split: {folds: 3}",
+            "data.split.folds: of next items one fold is compared at a time; name it",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_told(systems: str, more: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        experiment(tmp_path, systems=systems, more=more)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_clicks_are_not_compared_with_lists(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(
+        f"name: e\nbase: {CONFIGS}/smoke.yaml\nseeds: [0]\nreference: A\nsystems: {{A: {{system: sknn}}}}\n"
+    )
+    with pytest.raises(InputError, match=r"systems\.A\.system: sknn is not for data\.task click; choose among"):
+        load_experiment(path)
+
+
+def test_every_seeds_tables_are_prepared(tmp_path: Path) -> None:
+    found = name_tables(experiment(tmp_path))
+    told = [(config.seed, table.reduction, table.width) for config, _, table in found]
+    assert told == [(0, "pca", 16), (0, "random_projection", 32), (1, "random_projection", 32)]
+
+
+def lists_of(seed: int) -> pd.DataFrame:
+    draw = np.random.default_rng(seed)
+    frame: pd.DataFrame = pd.DataFrame(
+        {
+            c.USER_ID: range(len(SESSIONS)),
+            c.HELD_OUT: TARGETS,
+            c.RANKED: [(draw.permutation(ITEMS)[: 1 + i % 6] + 1).tolist() for i in range(len(SESSIONS))],
+        }
+    )
+    return frame
+
+
+def told() -> dict[str, Told]:
+    return {
+        "Popular": Told(predictions={0: lists_of(9)}, failures={}),
+        "Near": Told(predictions={}, failures={0: "no reason"}),
+        "SASRec": Told(predictions={0: lists_of(1), 1: lists_of(2)}, failures={}),
+        "LLM2SASRec": Told(predictions={1: lists_of(4)}, failures={0: "lost"}),
+    }
+
+
+def slow(frame: pd.DataFrame) -> dict[str, list[float]]:
+    """NDCG@3 and HR@3 of every session."""
+    places = [
+        [*ranked[:3]].index(held[0]) + 1 if held[0] in ranked[:3] else 0
+        for ranked, held in zip(frame[c.RANKED], frame[c.HELD_OUT], strict=True)
+    ]
+    return {
+        "ndcg@3": [1 / math.log2(place + 1) if place else 0.0 for place in places],
+        "hr@3": [float(place > 0) for place in places],
+    }
+
+
+def test_means_and_spreads_are_over_seeds_and_differences_over_sessions(tmp_path: Path) -> None:
+    results = summarise_lists(experiment(tmp_path), told(), COUNTS, "all of them")
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    assert results["metrics"] == ["ndcg@3", "hr@3", "mrr@3", "coverage@3", "serendipity@3", "novelty@3"]
+    own, first = (results["systems"][title] for title in ("SASRec", "Popular"))
+    shown, minus = (own["slices"]["all"][key] for key in ("metrics", "minus_reference"))
+    each = [slow(lists_of(1)), slow(lists_of(2))]
+    reference = slow(lists_of(9))
+    for name in ("ndcg@3", "hr@3"):
+        values = [float(np.mean(one[name])) for one in each]
+        assert shown[name]["seeds"] == {"0": pytest.approx(values[0]), "1": pytest.approx(values[1])}
+        assert shown[name]["mean"] == pytest.approx(sum(values) / 2)
+        assert shown[name]["sd"] == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
+        assert shown[name]["low"] <= shown[name]["mean"] <= shown[name]["high"]
+        assert minus[name]["value"] == pytest.approx(sum(values) / 2 - np.mean(reference[name]))
+    covered = [{item for ranked in lists_of(seed)[c.RANKED] for item in ranked[:3]} for seed in (1, 2)]
+    assert shown["coverage@3"]["mean"] == pytest.approx(sum(map(len, covered)) / 2 / ITEMS)
+    assert shown["coverage@3"]["low"] is None and "coverage@3" not in minus
+    assert first["slices"]["all"]["minus_reference"] == {} and first["slices"]["all"]["metrics"]["hr@3"]["sd"] is None
+    assert results["systems"]["Near"]["slices"]["all"]["metrics"] == {}
+    assert results["systems"]["LLM2SASRec"]["failures"] == {"0": "lost"}
+
+
+def test_differences_are_those_of_the_same_sessions(tmp_path: Path) -> None:
+    of = experiment(tmp_path)
+    results = summarise_lists(of, told(), COUNTS, "")
+    values = []
+    for seed in (4, 9):
+        lists = [[*ranked[:3], 0, 0, 0][:3] for ranked in lists_of(seed)[c.RANKED]]
+        values.append(session_metrics(lists, Sessions.of(TARGETS), COUNTS, (3,)))
+    expected = session_differences(*values, resamples=60, seed=of.base.seed)
+    found = results["systems"]["LLM2SASRec"]["slices"]["all"]["minus_reference"]
+    assert [*found] == [*expected]
+    for name, difference in expected.items():
+        assert found[name] == pytest.approx(difference._asdict())
+
+
+def test_the_best_is_named(tmp_path: Path) -> None:
+    best = summarise_lists(experiment(tmp_path), told(), COUNTS, "")["best"]["all"]
+    means = {
+        "Popular": np.mean(slow(lists_of(9))["hr@3"]),
+        "SASRec": np.mean([slow(lists_of(seed))["hr@3"] for seed in (1, 2)]),
+        "LLM2SASRec": np.mean(slow(lists_of(4))["hr@3"]),
+    }
+    assert best["hr@3"]["title"] == max(means, key=lambda title: float(means[title]))
+    assert best["coverage@3"] is None
+
+
+def test_the_page_shows_it(tmp_path: Path) -> None:
+    results: dict[str, Any] = summarise_lists(experiment(tmp_path), told(), COUNTS, "ten sessions")
+    data = ListExperimentReportData(title="t", results=results, config_yaml="a: 1", versions={"x": "1"}, notes=["n"])
+    page = write_list_experiment_report(data, tmp_path / "one").read_text()
+    assert "NDCG@3" in page and "LLM2SASRec" in page and "no reason" in page and "Sample: ten sessions." in page
+    table = pd.read_csv(tmp_path / "one" / "tables" / "results.csv").set_index("title")
+    shown = results["systems"]["SASRec"]["slices"]["all"]["metrics"]["ndcg@3"]
+    assert (table.loc["SASRec", "ndcg@3"], table.loc["SASRec", "ndcg@3_sd"]) == (shown["mean"], shown["sd"])
+    assert {path.suffix for path in (tmp_path / "one" / "tables").glob("differences.*")} == {".csv", ".md", ".tex"}
+    write_list_experiment_report(data, tmp_path / "two")
+    assert_same_files(tmp_path / "one", tmp_path / "two")
