@@ -5,7 +5,6 @@ rows of one product, so no key is copied. Shapes: B sequences, H query heads, K 
 queries, L keys, D width of a head.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -56,11 +55,11 @@ def _attend(
     ``behind``: the sequence is one of suffixes; ``pieces``: it is several, each on its own.
     """
     scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
-    layer: Any = module.layer_idx
     if behind is not None:
+        layer: Any = module.layer_idx
         return attend_behind(behind, layer, query_BHTD[0] * scale, key_BKLD[0], value_BKLD[0])[None], None
     if pieces is not None:
-        return attend_pieces(pieces, layer, query_BHTD * scale, key_BKLD, value_BKLD).transpose(1, 2), None
+        return attend_pieces(pieces, query_BHTD * scale, key_BKLD, value_BKLD).transpose(1, 2), None
     fused = dropout or any(options.get(name) is not None for name in _FUSED_ALONE)
     learns = learns_by_products and query_BHTD.device.type in _HERE and torch.is_grad_enabled()
     if fused or not learns:
@@ -80,19 +79,10 @@ def _attend(
     return products(query_BHTD * scale, key_BKLD, value_BKLD, attention_mask).transpose(1, 2), None
 
 
-def attend_pieces(pieces: Pieces, layer: int, query_1HND: Tensor, key_1KND: Tensor, value_1KND: Tensor) -> Tensor:
+def attend_pieces(pieces: Pieces, query_1HND: Tensor, key_1KND: Tensor, value_1KND: Tensor) -> Tensor:
     """softmax(query . key) . value of each piece by plain products, shape (1, H, N, D)."""
-    query, key, value = (torch.split(state, pieces.lengths, dim=2) for state in (query_1HND, key_1KND, value_1KND))
-    if pieces.prefixes is not None:
-        keys_UKPD, values_UKPD = pieces.prefixes[layer]
-        key, value = _behind(keys_UKPD, key, pieces.masks), _behind(values_UKPD, value, pieces.masks)
-    return torch.cat([products(*piece) for piece in zip(query, key, value, pieces.masks, strict=True)], dim=2)
-
-
-def _behind(prefix_UKPD: Tensor, own: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Each piece's own keys, or values, behind those of its prefix."""
-    size = [mask.shape[3] - mask.shape[2] for mask in masks]
-    return tuple(torch.cat([prefix_UKPD[None, at, :, : size[at]], state], dim=2) for at, state in enumerate(own))
+    states = (torch.split(state, pieces.lengths, dim=2) for state in (query_1HND, key_1KND, value_1KND))
+    return torch.cat([products(*piece) for piece in zip(*states, pieces.masks, strict=True)], dim=2)
 
 
 def products(query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask_B1TL: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ from rayrec.models.attention import replace_attention
 from rayrec.models.behind import Behind, filled, lay_out
 from rayrec.models.catalogue_softmax import catalogue_cross_entropy
 from rayrec.models.dropout import replace_dropouts
-from rayrec.models.packing import Pieces, joined, pack
+from rayrec.models.packing import Packed, Pieces, joined, pack
 
 
 class Backbone(nn.Module):
@@ -94,24 +94,45 @@ class Backbone(nn.Module):
         shares_nothing = len(prefix_UPH) == len(suffix_BSH)
         if prefix_learns or (self.recomputes if learns else shares_nothing) or not self.parts_suffixes:
             last_BH = self._packed(prefix_UPH, suffix_BSH, prompt)
+        elif learns:
+            last_BH = self._behind_copies(prefix_UPH, suffix_BSH, prompt)
         else:
             last_BH = self._behind(prefix_UPH, suffix_BSH, prompt)
         return self._logit(last_BH)
 
-    def _behind(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
+    def _behind_copies(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
+        """A batch of suffixes, each with a copy of its prefix's keys and values: for few rows, which learn."""
         with torch.no_grad():
-            layers = self.decoder(inputs_embeds=prefix_UPH, use_cache=True).past_key_values.layers
-        if self._learns_in_pieces(prefix_UPH):
-            return self._in_pieces(prefix_UPH, suffix_BSH, prompt, [(layer.keys, layer.values) for layer in layers])
+            cache = self.decoder(inputs_embeds=prefix_UPH, use_cache=True).past_key_values
+            cache.batch_select_indices(prompt.prefix_of_B)
+        before, own = prefix_UPH.shape[1], suffix_BSH.shape[1]
+        start_B1 = prompt.prefix_length_U[prompt.prefix_of_B][:, None]
+        column_S = torch.arange(own, device=suffix_BSH.device)
+        known_BP = torch.arange(before, device=suffix_BSH.device) < start_B1
+        causal_SS = column_S <= column_S[:, None]
+        mask_BSK = torch.cat([known_BP[:, None].expand(-1, own, -1), causal_SS.expand(len(start_B1), -1, -1)], dim=-1)
+        states_BSH = self.decoder(
+            inputs_embeds=suffix_BSH,
+            attention_mask=mask_BSK[:, None],
+            position_ids=start_B1 + column_S,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        last_BH: Tensor = states_BSH[torch.arange(len(start_B1), device=column_S.device), prompt.suffix_length_B - 1]
+        return last_BH
+
+    def _behind(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
+        """All suffixes as one sequence without padding, and no copies: for many rows behind one prefix."""
+        layers = self.decoder(inputs_embeds=prefix_UPH, use_cache=True).past_key_values.layers
         behind = lay_out(prompt, [layer.keys for layer in layers], [layer.values for layer in layers])
         states_1NH = self._unpadded(suffix_BSH[filled(prompt)], behind.position_N, behind=behind)
         last_BH: Tensor = states_1NH[0, behind.last_B]
         return last_BH
 
     def _packed(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
-        if self._learns_in_pieces(prefix_UPH):
-            return self._in_pieces(prefix_UPH, suffix_BSH, prompt)
         packed = pack(prompt)
+        if self.learns_by_products and prefix_UPH.device.type == "cpu" and torch.is_grad_enabled():
+            return self._in_pieces(packed, joined(packed, prefix_UPH, suffix_BSH), prompt.prefix_of_B)
         mask = None if packed.is_plain else packed.mask()
         if mask is not None and not self.parts_suffixes:  # an attention of the architecture's own may add it to scores
             lowest = torch.finfo(prefix_UPH.dtype).min
@@ -125,27 +146,12 @@ class Backbone(nn.Module):
         last_BH: Tensor = states_UTH[prompt.prefix_of_B, packed.last_B]
         return last_BH
 
-    def _learns_in_pieces(self, embeddings: Tensor) -> bool:
+    def _in_pieces(self, packed: Packed, whole_UTH: Tensor, prefix_of_B: Tensor) -> Tensor:
         """A CPU's small products cost it little more than one large one, and padding costs what it is."""
-        return self.learns_by_products and embeddings.device.type == "cpu" and torch.is_grad_enabled()
-
-    def _in_pieces(
-        self,
-        prefix_UPH: Tensor,
-        suffix_BSH: Tensor,
-        prompt: SplitPrompt,
-        prefixes: list[tuple[Tensor, Tensor]] | None = None,
-    ) -> Tensor:
-        """``prefixes``: keys and values that the prefixes left in every layer; without them they are computed, too."""
-        packed = pack(prompt)
-        asked_UT = packed.occupied(prefixes=prefixes is None)
-        states_1NH = self._unpadded(
-            joined(packed, prefix_UPH, suffix_BSH)[asked_UT],
-            packed.position_UT[asked_UT],
-            pieces=packed.pieces(prefixes),
-        )
-        place_UT = asked_UT.flatten().cumsum(0).view_as(asked_UT) - 1
-        last_BH: Tensor = states_1NH[0, place_UT[prompt.prefix_of_B, packed.last_B]]
+        filled_UT = packed.filled
+        states_1NH = self._unpadded(whole_UTH[filled_UT], packed.position_UT[filled_UT], pieces=packed.pieces())
+        length_U = filled_UT.sum(1)
+        last_BH: Tensor = states_1NH[0, (length_U.cumsum(0) - length_U)[prefix_of_B] + packed.last_B]
         return last_BH
 
     def _unpadded(self, embeddings_NH: Tensor, position_N: Tensor, **layout: Behind | Pieces) -> Tensor:

@@ -16,11 +16,10 @@ _PADDING, _PREFIX = -1, 0
 
 
 class Pieces(NamedTuple):
-    """Sequences one behind another, without padding; each sees itself and, where there is one, its prefix."""
+    """Sequences one behind another, without padding; each sees nothing but itself."""
 
     lengths: list[int]
-    masks: list[Tensor]  # of a sequence of Q tokens behind P: True where attention is allowed, shape (1, 1, Q, P + Q)
-    prefixes: list[tuple[Tensor, Tensor]] | None  # a layer's keys and values of all prefixes, (U, K, longest, D)
+    masks: list[Tensor]  # True where attention is allowed, shape (1, 1, T, T) for a sequence of T
 
 
 @dataclass(frozen=True)
@@ -38,18 +37,16 @@ class Packed:
         """No prefix is shared: causal attention is all that is needed."""
         return len(self.last_B) == len(self.part_UT)
 
-    def occupied(self, *, prefixes: bool) -> Tensor:
-        """Where the suffixes' tokens lie, and the prefixes' if they are asked for; bool, shape (U, T)."""
-        return self.part_UT >= _PREFIX if prefixes else self.part_UT > _PREFIX
+    @property
+    def filled(self) -> Tensor:
+        """Places that are no padding."""
+        return self.part_UT != _PADDING
 
-    def pieces(self, prefixes: list[tuple[Tensor, Tensor]] | None = None) -> Pieces:
-        """The sequences without their padding; behind prefixes that left keys and values, the suffixes alone."""
-        whole_U = self.occupied(prefixes=True).sum(1).tolist()
-        asked_U = self.occupied(prefixes=prefixes is None).sum(1).tolist()
-        masks = zip(torch.split(self.mask(), 1), whole_U, asked_U, strict=True)
-        return Pieces(
-            asked_U, [mask_11TT[:, :, whole - asked : whole, :whole] for mask_11TT, whole, asked in masks], prefixes
-        )
+    def pieces(self) -> Pieces:
+        """The sequences without their padding."""
+        lengths = self.filled.sum(1).tolist()
+        masks = zip(torch.split(self.mask(), 1), lengths, strict=True)
+        return Pieces(lengths, [mask_11TT[..., :length, :length] for mask_11TT, length in masks])
 
     def mask(self) -> Tensor:
         """True where attention is allowed, shape (U, 1, T, T).
