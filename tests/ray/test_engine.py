@@ -144,7 +144,13 @@ def test_every_encoder_equals_a_plain_loop(case: Case, folder: Path) -> None:
     assert ours["losses"] == pytest.approx(expected["losses"], abs=1e-5)
     weights = [key for key in ours["end"] if key.startswith("weights/")]
     assert set(weights) == set(expected["end"])
-    assert furthest(ours["end"], expected["end"], weights) < 1e-5
+    assert furthest(with_a_gradient(ours["end"]), with_a_gradient(expected["end"]), weights) < 1e-5
+
+
+def with_a_gradient(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the biases of keys: the softmax does not see them, so that Adam makes steps of nothing but rounding."""
+    ends = {key: value.chunk(3) for key, value in state.items() if key.startswith("weights/") and "qkv.bias" in key}
+    return state | {key: torch.cat([query, value]) for key, (query, _, value) in ends.items()}
 
 
 @pytest.mark.parametrize("zero", ZERO)
