@@ -6,7 +6,7 @@ and nothing else.
 
 import ast
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,19 +14,17 @@ from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 import torch
 
 from rayrec import storage
+from rayrec.actors import answers
 from rayrec.cache import file_sha256
 from rayrec.config import fingerprint
 from rayrec.config.training import ClusterConfig
-from rayrec.data.blocks import calm_ray_data
 from rayrec.data.vectors import has_vectors, read_vectors, save_vectors
 from rayrec.models import names
 from rayrec.models.checkpoints import local_backbone
 from rayrec.models.names import NAME, VECTOR, NameEncoder, Pooling, Vectors
-from rayrec.training.launch import worker_resources
 
 FOLDER = "names"
 _DIGITS = 16  # of a fingerprint, in the name of a folder
@@ -82,30 +80,13 @@ def _computed(texts: Sequence[str | None], model: NameModel, cluster: ClusterCon
     """Distinct names in the order of their lengths, so that a call's are alike, then each text's."""
     distinct = sorted({text or "" for text in texts}, key=lambda text: (len(text), text))
     place = {text: row for row, text in enumerate(distinct)}
-    with calm_ray_data():
-        columns = [batch[VECTOR].combine_chunks() for batch in _batches(distinct, model, cluster)]
+    calls = [{NAME: distinct[start : start + _CALL_NAMES]} for start in range(0, len(distinct), _CALL_NAMES)]
+    encoded = answers(calls, _Encoder, (model, cluster.cpus_per_worker), cluster)
+    columns = [batch[VECTOR].combine_chunks() for batch in encoded]
     width = columns[0].type.list_size
     vectors = np.concatenate([column.flatten().to_numpy().reshape(-1, width) for column in columns])
     rows: Vectors = vectors[[place[text or ""] for text in texts]]
     return rows
-
-
-def _batches(distinct: Sequence[str], model: NameModel, cluster: ClusterConfig) -> Iterator[pa.Table]:
-    """The calls are cut beforehand, so that which actor runs one changes no bit of its vectors."""
-    calls = [{NAME: distinct[start : start + _CALL_NAMES]} for start in range(0, len(distinct), _CALL_NAMES)]
-    resources = worker_resources(cluster.cpus_per_worker, cluster.gpus_per_worker)
-    encoded = ray.data.from_items(calls, override_num_blocks=len(calls)).map_batches(
-        _Encoder,
-        fn_constructor_args=(model, cluster.cpus_per_worker),
-        batch_size=None,  # one call is one block
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(
-            min_size=min(cluster.least, len(calls)), max_size=min(cluster.most, len(calls))
-        ),
-        num_cpus=resources["CPU"],
-        num_gpus=resources.get("GPU", 0),
-    )
-    return iter(encoded.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
 class _Encoder:

@@ -16,20 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
-import ray.data
 import torch
 from numpy.typing import NDArray
 
-from rayrec import storage
+from rayrec import actors, storage
 from rayrec.config import Config, fingerprint, identity
 from rayrec.data import columns as c
-from rayrec.data.blocks import calm_ray_data
 from rayrec.data.plan import scoring_batches
 from rayrec.models.generator import Generator
 from rayrec.store import code_version
 from rayrec.training.generator import open_generator
 from rayrec.training.job import derive_seed
-from rayrec.training.launch import worker_resources
 from rayrec.training.parts import read_card
 
 FOLDER, ANSWERS = "answers", "answers"
@@ -88,7 +85,8 @@ def generated(job: GenerationJob, prompts: pa.Table, store: str) -> list[list[st
     there = set(storage.names(folder))
     missing = [number for number in range(len(blocks)) if _name(number) not in there]
     if missing:
-        _answer_by_actors(job, prompts, folder, [{_BLOCK: number, _ROWS: blocks[number]} for number in missing])
+        calls = [{_BLOCK: number, _ROWS: blocks[number]} for number in missing]
+        _answer_by_actors(job, prompts, folder, calls)
     tables = [pq.read_table(io.BytesIO(storage.read_bytes(_path(folder, number)))) for number in range(len(blocks))]
     answers = pa.concat_tables([_BLOCK_SCHEMA.empty_table(), *tables]).sort_by(c.ROW)
     assert np.array_equal(answers[c.ROW].to_numpy(), np.arange(len(prompts)))
@@ -132,22 +130,8 @@ def _path(folder: str, number: int) -> str:
 
 
 def _answer_by_actors(job: GenerationJob, prompts: pa.Table, folder: str, calls: list[dict[str, Any]]) -> None:
-    cluster = job.config.cluster
-    resources = worker_resources(cluster.cpus_per_worker, cluster.gpus_per_worker)
-    with calm_ray_data():
-        answered = ray.data.from_items(calls, override_num_blocks=len(calls)).map_batches(
-            _Answerer,
-            fn_constructor_args=(job, ray.put(prompts), folder),
-            batch_size=None,  # one call is one block
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(
-                min_size=min(cluster.least, len(calls)), max_size=min(cluster.most, len(calls))
-            ),
-            num_cpus=resources["CPU"],
-            num_gpus=resources.get("GPU", 0),
-        )
-        for _ in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
-            pass
+    for _ in actors.answers(calls, _Answerer, (job, ray.put(prompts), folder), job.config.cluster):
+        pass  # each actor keeps what it makes
 
 
 class _Answerer:

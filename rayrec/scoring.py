@@ -12,14 +12,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
 import torch
 
 from rayrec import storage
-from rayrec.config.training import ClusterConfig
+from rayrec.actors import answers
 from rayrec.data import columns as c
 from rayrec.data.beside import read_beside
-from rayrec.data.blocks import calm_ray_data
 from rayrec.data.catalogue import lists_table, training_counts
 from rayrec.data.plan import Ids, sample_rows, scoring_batches
 from rayrec.data.rows import OpenRows, RowSource
@@ -29,7 +27,6 @@ from rayrec.rankers import ranked_lists
 from rayrec.run import Run
 from rayrec.stages import SYSTEMS, Part, StageName, Stream, SystemName, SystemSpec, Task
 from rayrec.training.evaluate import Scores, score_rows
-from rayrec.training.launch import worker_resources
 from rayrec.training.lists import Lister
 from rayrec.training.model import ScoringJob, scoring_model
 
@@ -110,13 +107,11 @@ def _judged(run: Run, systems: Sequence[SystemName], split: str, ids: Ids) -> It
     tasks = {system: _task(run, SYSTEMS[system], split) for system in systems}
     if not tasks:
         return
-    calls = _calls(run, tasks, ids)
-    with calm_ray_data():
-        scored = _scored_by_actors(run.config.cluster, tasks, calls)
-        for name, tables in groupby(scored, key=lambda table: table[_SYSTEM][0].as_py()):  # they come in order
-            rows = pa.concat_tables(tables).sort_by(c.ROW)
-            assert np.array_equal(rows[c.ROW].to_numpy(), ids)
-            yield SystemName(name), rows
+    judged = answers(_calls(run, tasks, ids), _Scorer, (tasks,), run.config.cluster)
+    for name, tables in groupby(judged, key=lambda table: table[_SYSTEM][0].as_py()):  # they come in order
+        rows = pa.concat_tables(tables).sort_by(c.ROW)
+        assert np.array_equal(rows[c.ROW].to_numpy(), ids)
+        yield SystemName(name), rows
 
 
 def _task(run: Run, spec: SystemSpec, split: str) -> "_Task":
@@ -138,9 +133,7 @@ def _task(run: Run, spec: SystemSpec, split: str) -> "_Task":
 
 
 def _calls(run: Run, tasks: Mapping[SystemName, "_Task"], ids: Ids) -> list[dict[str, Any]]:
-    """The work of every actor call: a system and some forward passes, cut beforehand, so that which actor runs a pass
-    changes no bit of its scores.
-    """
+    """The work of every actor call: a system and some forward passes."""
     calls: list[dict[str, Any]] = []
     for system, task in tasks.items():
         batch = run.config.evaluation.rows_at_once(with_backbone=task.job.uses_backbone)
@@ -149,24 +142,6 @@ def _calls(run: Run, tasks: Mapping[SystemName, "_Task"], ids: Ids) -> list[dict
         for i in range(0, len(batches), _CALL_BATCHES):
             calls.append({_SYSTEM: system.value, _BATCHES: [ids.tolist() for ids in batches[i : i + _CALL_BATCHES]]})
     return calls
-
-
-def _scored_by_actors(
-    cluster: ClusterConfig, tasks: Mapping[SystemName, "_Task"], calls: list[dict[str, Any]]
-) -> Iterator[pa.Table]:
-    resources = worker_resources(cluster.cpus_per_worker, cluster.gpus_per_worker)
-    scored = ray.data.from_items(calls, override_num_blocks=len(calls)).map_batches(
-        _Scorer,
-        fn_constructor_args=(dict(tasks),),
-        batch_size=None,  # one call is one block
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(
-            min_size=min(cluster.least, len(calls)), max_size=min(cluster.most, len(calls))
-        ),
-        num_cpus=resources["CPU"],
-        num_gpus=resources.get("GPU", 0),
-    )
-    return iter(scored.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
 def write_scores(run: Run, split: str, path: str, ids: Ids, scores: Scores) -> None:
