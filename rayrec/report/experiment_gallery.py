@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from rayrec.report import experiment_figures as compared
 from rayrec.report import experiment_panels as panels
-from rayrec.report.experiment_tables import Results
+from rayrec.report.experiment_cells import Results
 from rayrec.report.page import Drawn
 from rayrec.report.tables import number
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayrec.report.experiment_cells import Results
 from rayrec.report.experiment_gallery import Evidence, draw_gallery
-from rayrec.report.experiment_tables import Results, experiment_tables
+from rayrec.report.experiment_tables import experiment_tables
 from rayrec.report.page import write_page
 from rayrec.report.tables import Table, pairs_table, records_table
 from rayrec.report.text_tables import latex_table, markdown_table

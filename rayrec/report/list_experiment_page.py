@@ -3,28 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from rayrec.report.experiment_cells import Results, bold, differences, mean_cells, mean_record, sample, seeds
 from rayrec.report.experiment_page import described_tables, write_text_tables
-from rayrec.report.experiment_tables import (
-    Results,
-    _bold,
-    _mean_cells,
-    _mean_record,
-    _of,
-    _p,
-    _range,
-    _sample,
-    _seeds,
-    _signed,
-)
 from rayrec.report.list_page import shown_metric
 from rayrec.report.page import write_page
 from rayrec.report.tables import Cell, Table
-
-_RANGE = ("value", "low", "high", "p")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +40,14 @@ def _main_table(results: Results) -> Table:
     names = results["metrics"]
     rows, records = [], []
     for index, (title, system) in enumerate(results["systems"].items()):
-        cells = _mean_cells(results, title, "all", names)
-        rows.append((Cell(title, series=index, number=False), *cells, Cell(_seeds(system))))
+        cells = mean_cells(results, title, "all", names)
+        rows.append((Cell(title, series=index, number=False), *cells, Cell(seeds(system))))
         record = {"title": title, "system": system["system"]}
-        records.append(record | _mean_record(system, "all", names, ("mean", "sd", "low", "high")))
+        records.append(record | mean_record(system, "all", names, ("mean", "sd", "low", "high")))
     return Table(
         name="results",
         caption="Mean ± sample standard deviation over training seeds; without it: one seed, or nothing to train. "
-        f"{_bold()} Coverage is compared with nothing. {_sample(results)}",
+        f"{bold()} Coverage is compared with nothing. {sample(results)}",
         header=("System", *map(shown_metric, names), "Seeds"),
         rows=tuple(rows),
         csv=pd.DataFrame(records),
@@ -70,24 +56,8 @@ def _main_table(results: Results) -> Table:
 
 def _difference_table(results: Results) -> Table:
     names = [name for name in results["metrics"] if results["best"]["all"][name] is not None]
-    rows, records = [], []
-    for index, (title, system) in enumerate(results["systems"].items()):
-        if title == results["reference"]:
-            continue
-        minus = system["slices"]["all"]["minus_reference"]
-        cells = [Cell(title, series=index, number=False)]
-        record: dict[str, Any] = {"title": title, "minus": results["reference"]}
-        for name in names:
-            value, low, high, p = (_of(minus, name, key) for key in _RANGE)
-            cells += [Cell(_signed(value), _range(low, high)), Cell(_p(p))]
-            record |= {f"{name}_{key}": _of(minus, name, key) for key in _RANGE}
-        rows.append(tuple(cells))
-        records.append(record)
-    return Table(
-        name="differences",
-        caption=f"Each system minus “{results['reference']}”, mean over seeds, 95% interval and two-sided p of a paired"
-        f" bootstrap over sessions ({results['resamples']:,} resamples). {_sample(results)}",
-        header=("System", *(text for name in names for text in (f"Δ {shown_metric(name)}", "p"))),
-        rows=tuple(rows),
-        csv=pd.DataFrame(records),
+    how = (
+        "mean over seeds, 95% interval and two-sided p of a paired bootstrap over sessions"
+        f" ({results['resamples']:,} resamples)."
     )
+    return differences(results, {name: shown_metric(name) for name in names}, how)
