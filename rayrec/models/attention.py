@@ -46,20 +46,19 @@ def _attend(
     learns_by_products: bool,
     scaling: float | None = None,
     dropout: float = 0.0,
-    behind: Behind | None = None,
-    pieces: Pieces | None = None,
+    layout: Behind | Pieces | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """As transformers calls it; states of shape (B, T, H, D).
 
-    ``behind``: the sequence is one of suffixes; ``pieces``: it is several, each on its own.
+    ``layout``: the one sequence is of suffixes behind their prefixes, or of several pieces, each on its own.
     """
     scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
-    if behind is not None:
+    if isinstance(layout, Behind):
         layer: Any = module.layer_idx
-        return attend_behind(behind, layer, query_BHTD[0] * scale, key_BKLD[0], value_BKLD[0])[None], None
-    if pieces is not None:
-        return attend_pieces(pieces, query_BHTD * scale, key_BKLD, value_BKLD).transpose(1, 2), None
+        return attend_behind(layout, layer, query_BHTD[0] * scale, key_BKLD[0], value_BKLD[0])[None], None
+    if layout is not None:
+        return attend_pieces(layout, query_BHTD * scale, key_BKLD, value_BKLD).transpose(1, 2), None
     fused = dropout or any(options.get(name) is not None for name in _FUSED_ALONE)
     learns = learns_by_products and query_BHTD.device.type in _HERE and torch.is_grad_enabled()
     if fused or not learns:

@@ -86,9 +86,9 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """The same logits for prompts cut in two, shape (B,); every prefix is computed once.
 
-        Where nothing left of the cut learns, the prefixes run without gradient and leave their keys and values; else,
-        or where that saves neither gradients nor tokens, prefix and suffixes make up one sequence, in which a suffix
-        sees its prefix and itself.
+        Where nothing left of the cut learns, the prefixes run without gradient and leave their keys and values: copied
+        for each row where suffixes learn, shared where they are only scored. Else, or where that saves neither
+        gradients nor tokens, prefix and suffixes make up one sequence, in which a suffix sees its prefix and itself.
         """
         learns = torch.is_grad_enabled()
         shares_nothing = len(prefix_UPH) == len(suffix_BSH)
@@ -125,7 +125,7 @@ class Backbone(nn.Module):
         """All suffixes as one sequence without padding, and no copies: for many rows behind one prefix."""
         layers = self.decoder(inputs_embeds=prefix_UPH, use_cache=True).past_key_values.layers
         behind = lay_out(prompt, [layer.keys for layer in layers], [layer.values for layer in layers])
-        states_1NH = self._unpadded(suffix_BSH[filled(prompt)], behind.position_N, behind=behind)
+        states_1NH = self._unpadded(suffix_BSH[filled(prompt)], behind.position_N, behind)
         last_BH: Tensor = states_1NH[0, behind.last_B]
         return last_BH
 
@@ -149,12 +149,12 @@ class Backbone(nn.Module):
     def _in_pieces(self, packed: Packed, whole_UTH: Tensor, prefix_of_B: Tensor) -> Tensor:
         """A CPU's small products cost it little more than one large one, and padding costs what it is."""
         filled_UT = packed.filled
-        states_1NH = self._unpadded(whole_UTH[filled_UT], packed.position_UT[filled_UT], pieces=packed.pieces())
+        states_1NH = self._unpadded(whole_UTH[filled_UT], packed.position_UT[filled_UT], packed.pieces())
         length_U = filled_UT.sum(1)
         last_BH: Tensor = states_1NH[0, (length_U.cumsum(0) - length_U)[prefix_of_B] + packed.last_B]
         return last_BH
 
-    def _unpadded(self, embeddings_NH: Tensor, position_N: Tensor, **layout: Behind | Pieces) -> Tensor:
+    def _unpadded(self, embeddings_NH: Tensor, position_N: Tensor, layout: Behind | Pieces) -> Tensor:
         """States of tokens that attend as ``layout`` says, shape (1, N, H)."""
         unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=position_N.device)  # for no mask one of N x N is made
         states_1NH: Tensor = self.decoder(
@@ -162,7 +162,7 @@ class Backbone(nn.Module):
             attention_mask=unread,
             position_ids=position_N[None],
             use_cache=False,
-            **layout,
+            layout=layout,
         ).last_hidden_state
         return states_1NH
 
