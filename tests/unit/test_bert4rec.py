@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load, save
+from sequences import padded, shake
 from torch import Tensor, nn
 
 from rayrec.batch import Batch
@@ -22,20 +23,11 @@ TARGETS, LABELS = [4, 30, 9, 1, 2, 9], [1.0, 0.0, 1.0, 1.0, 1.0, 0.0]
 
 
 def encoder(*, items: int = ITEMS, mask: float = 0.4) -> BERT4Rec:
-    """Weights far from their start, so that every one of them shows."""
     torch.manual_seed(1)
     config = EncoderConfig(kind=EncoderKind.BERT4REC, width=WIDTH, dropout=0.0, mask=mask)
     model = BERT4Rec(config, items=items, max_len=MAX_LEN)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-        model.item.weight[0].zero_()
+    shake(model)
     return model.eval()
-
-
-def padded(rows: list[list[int]], width: int = 0) -> Tensor:
-    width = max(width, *map(len, rows), 1)
-    return torch.tensor([[0] * (width - len(row)) + row for row in rows])
 
 
 def batch(rows: list[list[int]], items: list[int], labels: list[float], width: int = 0) -> Batch:

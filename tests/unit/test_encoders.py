@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from sequences import padded, shake
+from torch import nn
 
 from rayrec.batch import Batch
 from rayrec.config.model import EncoderConfig
@@ -28,21 +29,11 @@ Array = NDArray[np.float64]
 
 
 def encoder(kind: EncoderKind, *, dropout: float = 0.0, items: int = ITEMS) -> Any:
-    """Weights far from their start, so that every one of them shows; padding and the unknown user stay zero."""
     torch.manual_seed(1)
     config = EncoderConfig(kind=kind, width=WIDTH, **({} if kind is EncoderKind.MF else {"dropout": dropout}))
     model = build_encoder(config, ModelShape(users=USERS, items=items, max_len=MAX_LEN))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-            if name.startswith(("user", "item")):
-                parameter[0].zero_()
+    shake(model)
     return model.eval()
-
-
-def padded(rows: list[list[int]], width: int = 0) -> Tensor:
-    width = max(width, *map(len, rows), 1)
-    return torch.tensor([[0] * (width - len(row)) + row for row in rows])
 
 
 def batch(users: list[int], items: list[int], labels: list[float], history: list[list[int]] | None = None) -> Batch:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from sequences import padded, shake
 from torch import Tensor, nn
 
 from rayrec.batch import Batch, SplitPrompt
@@ -161,23 +162,13 @@ LABELS = [[1], [2, 1, 1, 2, 1], [2, 2, 1], [1, 2, 1, 1, 2, 2, 1, 2, 1], []]
 
 
 def encoder(kind: EncoderKind, history: History = History.RATED, *, items: int = ITEMS) -> SequenceEncoder:
-    """Weights far from their start, so that every one of them shows."""
     torch.manual_seed(2)
     heads = {"heads": 2} if kind is EncoderKind.SASREC else {}
     config = EncoderConfig.model_validate({"kind": kind, "width": 8, "dropout": 0, "history": history} | heads)
     made = build_encoder(config, ModelShape(users=USERS, items=items, max_len=MAX_LEN))
     assert isinstance(made, SequenceEncoder)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.4 * torch.randn_like(parameter))
-        for table in (made.item, made.label):
-            if table is not None:
-                table.weight[0].zero_()
+    shake(made, by=0.4)
     return made.eval()
-
-
-def padded(rows: list[list[int]], width: int = MAX_LEN) -> Tensor:
-    return torch.tensor([[0] * (width - len(row)) + row for row in rows])
 
 
 def batch(
@@ -186,10 +177,10 @@ def batch(
     count = len(rows)
     return Batch(
         user_B=torch.zeros(count).long(),
-        history_BL=padded(rows),
+        history_BL=padded(rows, MAX_LEN),
         item_B=torch.tensor(items or [4, 9, 1, 20, 7][:count]),
         label_B=torch.tensor(likes or [1.0, 0.0, 1.0, 0.0, 1.0][:count]),
-        label_BL=padded(labels),
+        label_BL=padded(labels, MAX_LEN),
     )
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sequences import padded, shake
 from torch import Tensor, nn
 
 from rayrec.batch import Batch
@@ -21,19 +22,10 @@ ROWS = [[3], [1, 2, 3, 4, 5], [7, 7, 30], list(range(10, 19)), [5, 4, 3, 2, 1, 3
 
 
 def encoder(*, dropout: float = 0.0, items: int = ITEMS) -> SASRec:
-    """Weights far from their start, so that every one of them shows."""
     torch.manual_seed(1)
     model = SASRec(EncoderConfig(width=16, heads=4, blocks=2, dropout=dropout), items=items, max_len=MAX_LEN)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-        model.item.weight[0].zero_()
+    shake(model)
     return model.eval()
-
-
-def padded(rows: list[list[int]], width: int = 0) -> Tensor:
-    width = max(width, *map(len, rows), 1)
-    return torch.tensor([[0] * (width - len(row)) + row for row in rows])
 
 
 def batch(history: list[list[int]], items: list[int], labels: list[float]) -> Batch:
