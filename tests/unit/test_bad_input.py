@@ -37,12 +37,12 @@ ROWS: dict[str, list[str]] = {
     "an unknown or misspelt key": [
         f"{HERE}[unknown key]",
         "tests/unit/test_bad_input.py::test_the_real_job_ends_with_2",
-        "tests/unit/test_config.py::test_an_unknown_key_is_named_with_the_nearest",
+        "tests/unit/test_config_mistakes.py::test_an_unknown_key_is_named_with_the_nearest",
     ],
-    "a wrong type": [f"{HERE}[wrong type]", "tests/unit/test_config.py::test_a_wrong_value_is_named"],
+    "a wrong type": [f"{HERE}[wrong type]", "tests/unit/test_config_mistakes.py::test_a_wrong_value_is_named"],
     "a batch that does not divide": [
         f"{HERE}[indivisible batch]",
-        "tests/unit/test_config.py::test_a_batch_that_does_not_divide_says_what_would",
+        "tests/unit/test_config_mistakes.py::test_a_batch_that_does_not_divide_says_what_would",
     ],
     "an unknown dataset": [f"{HERE}[unknown dataset]"],
     "a missing configuration file": [
