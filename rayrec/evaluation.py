@@ -11,6 +11,7 @@ import yaml
 
 from rayrec import storage
 from rayrec.binding import package_versions
+from rayrec.config.model import ENCODER
 from rayrec.data import columns as c
 from rayrec.data.rows import HISTORY
 from rayrec.data.tokenise import load_tokenizer, open_encoder, prompt_rows
@@ -92,9 +93,10 @@ def _notes(run: Run) -> list[str]:
     ]
     named = titles(config.encoder.kind)
     offsets = {SystemName.SASREC: config.encoder.offset, SystemName.SASRECLLM: config.mapper.offset}
-    starting = " and ".join(named[system] for system, offset in offsets.items() if offset)
-    if starting:
-        notes.append(f"Scores of {starting} start from the feature floor's, and learn how much to add.")
+    for start, owner in (("feature_floor", "the feature floor"), (ENCODER, named[SystemName.SASREC])):
+        starting = " and ".join(named[system] for system, offset in offsets.items() if offset == start)
+        if starting:
+            notes.append(f"Scores of {starting} start from those of {owner}, and learn how much to add.")
     if config.data.dataset == "synthetic":
         notes.insert(0, "The data is generated: these figures show that the machinery works and nothing else.")
     return notes

@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from rayrec.config import Config
 from rayrec.data import columns as c
+from rayrec.data.beside import Beside, read_beside
 from rayrec.data.collate import Cut, collate
 from rayrec.data.prompts import PromptEncoder
 from rayrec.data.rows import HISTORY
 from rayrec.models.sasrecllm import SASRecLLM
-from rayrec.stages import History
+from rayrec.stages import History, Stream
 
 
 @torch.no_grad()
@@ -42,8 +43,8 @@ def score_candidates(
     assert model.encoder is not None
     if rated is None and config.encoder.history is History.RATED:
         raise ValueError("encoder.history: rated; give all rated items, too")
-    if floor is None and config.mapper.offset:
-        raise ValueError(f"mapper.offset: {config.mapper.offset}; give its logits, too")
+    if floor is None and Beside.FLOOR in read_beside(config, Stream.HYBRID_PROMPTS):
+        raise ValueError(f"mapper.offset: {config.mapper.offset}; give the feature floor's logits, too")
     model.set_mode(())
     read = model.encoder.max_len
     table = candidate_table(

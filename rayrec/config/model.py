@@ -1,6 +1,6 @@
 """The parts of the model: encoder, mapper, backbone, LoRA."""
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -13,6 +13,7 @@ _OWN = sorted({key for spec in ENCODERS.values() for key in spec.reads})  # sett
 
 # A logit that a score starts from, added with weights that are learned: `rayrec.models.offset`.
 Offset = Literal["feature_floor"]
+ENCODER: Final = "encoder"
 
 # Tried in this order; the first needs only a package index.
 DEFAULT_BACKBONE = (
@@ -56,7 +57,7 @@ class EncoderConfig(Section):
 class MapperConfig(Section):
     expansion: PositiveInt = 10
     tokens: PositiveInt = 1  # soft tokens per vector
-    offset: Offset | None = None  # of the language model's score
+    offset: Offset | Literal["encoder"] | None = None  # of the language model's score
 
 
 class BackboneConfig(Section):

@@ -7,6 +7,7 @@ from typing import Any
 from rayrec import storage
 from rayrec.cache import file_sha256
 from rayrec.config import Config
+from rayrec.config.model import ENCODER
 from rayrec.stages import History, Name, Stream
 
 
@@ -31,7 +32,8 @@ class Beside(Name):
 
 def read_beside(config: Config, *streams: Stream) -> frozenset[Beside]:
     """What ``config`` reads besides the rows with these streams."""
-    offsets = {Stream.INTERACTIONS: config.encoder.offset, Stream.HYBRID_PROMPTS: config.mapper.offset}
+    of_hybrids = config.encoder.offset if config.mapper.offset == ENCODER else config.mapper.offset
+    offsets = {Stream.INTERACTIONS: config.encoder.offset, Stream.HYBRID_PROMPTS: of_hybrids}
     asked = {
         Beside.PROMPTS: any(stream.uses_backbone for stream in streams),
         Beside.RATED: config.encoder.history is History.RATED and set(streams) != {Stream.TEXT_PROMPTS},

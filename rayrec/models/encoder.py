@@ -35,7 +35,7 @@ class Encoder(nn.Module, ABC):
     def score(self, batch: Batch) -> Tensor:
         """Logit of "like" for each row, fp32, shape (B,)."""
         own_B = self.own_score(batch)
-        return own_B if self.offset is None else self.offset(own_B, batch)
+        return own_B if self.offset is None else self.offset(own_B, batch.floor_B)
 
     def own_score(self, batch: Batch) -> Tensor:
         """The same without an offset: the dot product of user and item vectors."""

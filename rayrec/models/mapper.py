@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rayrec.config.model import MapperConfig
+from rayrec.config.model import ENCODER, MapperConfig
 from rayrec.models.offset import Offset
 
 
@@ -19,6 +19,7 @@ class Mapper(nn.Module):
         self.expand = nn.Linear(width, width * config.expansion)
         self.project = nn.Linear(width * config.expansion, hidden * config.tokens)
         self.offset = Offset() if config.offset else None
+        self.starts_from_encoder = config.offset == ENCODER
 
     def forward(self, vectors_BD: Tensor) -> Tensor:
         """Shape (B, D) -> soft tokens (B, K, H)."""

@@ -7,22 +7,20 @@ residual branch behind a zero gate: https://arxiv.org/abs/2003.04887. Shapes: B 
 import torch
 from torch import Tensor, nn
 
-from rayrec.batch import Batch
-
 
 class Offset(nn.Module):
-    """score = a x own + b x floor + c; a, b and c begin at 0, 1 and 0.
+    """score = a x own + b x start + c; a, b and c begin at 0, 1 and 0.
 
     What is learned is how far they are from there: so a model in low precision, whose engine casts every parameter,
-    begins exactly at the floor, and weight decay leads back to it. The sum is fp32.
+    begins exactly at the other's score, and weight decay leads back to it. The sum is fp32.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.own, self.floor, self.bias = (nn.Parameter(torch.zeros(1)) for _ in range(3))
+        self.own, self.start, self.bias = (nn.Parameter(torch.zeros(1)) for _ in range(3))
 
-    def forward(self, own_B: Tensor, batch: Batch) -> Tensor:
-        """Logits of the model alone -> logits of "like", fp32, shape (B,)."""
-        assert batch.floor_B is not None, "the batch holds no logits to start from"
-        score_B: Tensor = self.own.float() * own_B + (1 + self.floor.float()) * batch.floor_B + self.bias.float()
+    def forward(self, own_B: Tensor, start_B: Tensor | None) -> Tensor:
+        """Logits of the model alone and those that it starts from -> logits of "like", fp32, shape (B,)."""
+        assert start_B is not None, "the batch holds no logits to start from"
+        score_B: Tensor = self.own.float() * own_B + (1 + self.start.float()) * start_B + self.bias.float()
         return score_B

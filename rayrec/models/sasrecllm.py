@@ -36,8 +36,16 @@ class SASRecLLM(nn.Module):
             assert self.encoder is not None
             return self.encoder.score(batch)
         answer_B = self._answer(batch)
-        offset = self.mapper.offset if self.mapper is not None else None
-        return answer_B if offset is None else offset(answer_B, batch)
+        if self.mapper is None or self.mapper.offset is None:
+            return answer_B
+        return self.mapper.offset(answer_B, self._start(batch, self.mapper))
+
+    def _start(self, batch: Batch, mapper: Mapper) -> Tensor | None:
+        """What the language model's logit is added to, shape (B,)."""
+        if not mapper.starts_from_encoder:
+            return batch.floor_B
+        assert self.encoder is not None
+        return self.encoder.score(batch)
 
     def _answer(self, batch: Batch) -> Tensor:
         """The language model's logit, shape (B,)."""

@@ -1,4 +1,4 @@
-"""Scores that start from the feature floor's logit: where they begin, what learns, what is kept and handed on."""
+"""Scores that start from another's logit: where they begin, what learns, what is kept and handed on."""
 
 import math
 from dataclasses import replace
@@ -16,7 +16,7 @@ from rayrec.batch import Batch
 from rayrec.config import Config
 from rayrec.config.training import TuneHybridConfig
 from rayrec.data import columns as c
-from rayrec.data.beside import Beside
+from rayrec.data.beside import Beside, read_beside
 from rayrec.data.collate import Cut, collate
 from rayrec.data.prompts import resolve_answers
 from rayrec.data.rows import HISTORY, RowSource
@@ -33,7 +33,7 @@ from rayrec.training.parts import load_part, save_part
 FLOORS = [0.3, -1.7, 2.2, 0.0, -0.4, 3.1]
 TRAINED = {Part.ENCODER, Part.MAPPER}
 ON: dict[str, Any] = {"offset": "feature_floor"}
-THREE = ["offset.bias", "offset.floor", "offset.own"]
+THREE = ["offset.bias", "offset.own", "offset.start"]
 
 
 def config(*, encoder: bool, mapper: bool, **more: Any) -> Config:
@@ -91,7 +91,7 @@ def moved(offset: Offset | None) -> Offset:
     """Away from its start."""
     assert offset is not None
     with torch.no_grad():
-        for parameter, value in zip((offset.own, offset.floor, offset.bias), (0.5, -0.25, 0.125), strict=True):
+        for parameter, value in zip((offset.own, offset.start, offset.bias), (0.5, -0.25, 0.125), strict=True):
             parameter.fill_(value)
     return offset
 
@@ -102,8 +102,8 @@ def moved(offset: Offset | None) -> Offset:
 @torch.no_grad()
 def test_the_sum_by_hand() -> None:
     offset, own = Offset(), torch.tensor([2.0, -1.0, 0.5, 4.0, 0.0, 1.0])
-    assert offset(own, rows()).tolist() == pytest.approx(FLOORS, abs=1e-6)
-    found = moved(offset)(own, rows()).tolist()
+    assert offset(own, rows().floor_B).tolist() == pytest.approx(FLOORS, abs=1e-6)
+    found = moved(offset)(own, rows().floor_B).tolist()
     assert found == pytest.approx(
         [x / 2 + 0.75 * f + 1 / 8 for x, f in zip(own.tolist(), FLOORS, strict=True)], abs=1e-6
     )
@@ -135,6 +135,65 @@ def test_an_encoder_begins_at_the_floor(kind: EncoderKind, tiny: Path) -> None:
     torch.testing.assert_close(made(batch), own / 2 + 0.75 * torch.tensor(FLOORS) + 1 / 8)
 
 
+def on_its_encoder(tiny: Path, **encoder: Any) -> SASRecLLM:
+    torch.manual_seed(0)
+    tree = {"encoder": {"width": 16, "dropout": 0} | encoder, "mapper": {"offset": "encoder"}}
+    made = build(Config.model_validate(tree), shape(tiny), parts=frozenset(Part), with_backbone=True)
+    calibrate_mapper(made)
+    made.freeze_all_but(TRAINED)
+    made.set_mode(TRAINED)
+    return made.float()
+
+
+@pytest.mark.parametrize("encoder", [{}, ON, {"kind": "gru"}], ids=str)
+@pytest.mark.parametrize("cut", Cut)
+def test_a_hybrid_begins_at_its_encoders_score(encoder: dict[str, Any], cut: Cut, tiny: Path) -> None:
+    model = on_its_encoder(tiny, **encoder)
+    assert model.encoder is not None and model.mapper is not None
+    if encoder is ON:
+        moved(model.encoder.offset)
+    with torch.no_grad():
+        alone = model.encoder.score(replace(rows(), prompt=None))
+        torch.testing.assert_close(model(rows(cut)), alone)
+        assert alone.std() > 1e-4
+        moved(model.mapper.offset)
+        torch.testing.assert_close(model(rows(cut)), model._answer(rows(cut)) / 2 + 0.75 * alone + 1 / 8)
+
+
+def test_an_encoder_learns_from_both_of_its_ways(tiny: Path) -> None:
+    """Through the score that it starts, at once; through the soft tokens, once the language model counts."""
+    model = on_its_encoder(tiny, **ON)
+    assert model.encoder is not None and model.encoder.offset is not None
+    moved(model.encoder.offset)
+    model.float()
+    loss(model, rows()).backward()
+    alone = {name: p.grad.clone() for name, p in model.encoder.named_parameters() if p.grad is not None}
+    assert alone["item.weight"].any() and alone["offset.own"].any()
+    model.zero_grad()
+    F.binary_cross_entropy_with_logits(model.encoder.score(replace(rows(), prompt=None)), rows().label_B).backward()
+    for name, p in model.encoder.named_parameters():
+        torch.testing.assert_close(alone[name], p.grad, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "mapper", "of_encoder", "of_hybrid"),
+    [
+        (None, None, False, False),
+        (None, "feature_floor", False, True),
+        ("feature_floor", None, True, False),
+        (None, "encoder", False, False),
+        ("feature_floor", "encoder", True, True),
+    ],
+)
+def test_the_floor_is_read_where_a_score_starts_from_it(
+    encoder: str | None, mapper: str | None, of_encoder: bool, of_hybrid: bool
+) -> None:
+    read = Config.model_validate({"encoder": {"offset": encoder}, "mapper": {"offset": mapper}})
+    assert (Beside.FLOOR in read_beside(read, Stream.INTERACTIONS)) is of_encoder
+    assert (Beside.FLOOR in read_beside(read, Stream.HYBRID_PROMPTS)) is of_hybrid
+    assert Beside.FLOOR not in read_beside(read, Stream.TEXT_PROMPTS)
+
+
 def test_the_floor_must_be_there(tiny: Path) -> None:
     with pytest.raises(AssertionError, match="no logits to start from"):
         hybrid(tiny)(replace(rows(), floor_B=None))
@@ -153,7 +212,7 @@ def test_the_language_model_is_silent_for_one_step(tiny: Path) -> None:
     error = torch.sigmoid(torch.tensor(FLOORS)) - batch.label_B
     grads = {name: p.grad for name, p in model.parts()[Part.MAPPER].items()}
     assert float(grads["offset.bias"]) == pytest.approx(float(error.mean()), abs=1e-6)  # type: ignore[arg-type]
-    assert float(grads["offset.floor"]) == pytest.approx(float((error * torch.tensor(FLOORS)).mean()), abs=1e-6)  # type: ignore[arg-type]
+    assert float(grads["offset.start"]) == pytest.approx(float((error * torch.tensor(FLOORS)).mean()), abs=1e-6)  # type: ignore[arg-type]
     assert grads["offset.own"].abs() > 1e-4 and not grads["project.weight"].any()  # type: ignore[union-attr]
     optimizer.step()
     optimizer.zero_grad()
@@ -170,7 +229,7 @@ def test_decay_leads_back_to_the_floor(tiny: Path) -> None:
     offset = moved(model.mapper.offset)  # type: ignore[union-attr]
     groups = parameter_groups(model, trainable(model, TRAINED), TuneHybridConfig(weight_decay=0.5))
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
-    assert [decay[id(p)] for p in (offset.own, offset.floor, offset.bias)] == [0.5, 0.5, 0.0]
+    assert [decay[id(p)] for p in (offset.own, offset.start, offset.bias)] == [0.5, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("cut", [Cut.LEARNING, Cut.TITLE])
@@ -193,9 +252,9 @@ def test_the_sum_is_fp32_whatever_the_weights(dtype: torch.dtype) -> None:
     """A weight near one, in 8 bits, would be off by up to 1/256; how far it is from one is not."""
     offset, own = Offset(), torch.zeros(6)
     with torch.no_grad():
-        offset.floor.fill_(0.003)
-    exact = offset(own, rows())
-    found = offset.to(dtype)(own, rows())
+        offset.start.fill_(0.003)
+    exact = offset(own, rows().floor_B)
+    found = offset.to(dtype)(own, rows().floor_B)
     assert found.dtype is torch.float32
     torch.testing.assert_close(found, exact, atol=1e-4, rtol=0)
     assert (exact - torch.tensor(FLOORS)).abs().max() > 9e-3 - 1e-6
@@ -275,4 +334,6 @@ def test_the_floors_log_odds_are_its_probability() -> None:
     probability = [0.02, 0.5, 0.731, 0.99]
     logits = torch.tensor([math.log(p / (1 - p)) for p in probability])
     batch = replace(rows(), floor_B=logits)
-    assert torch.sigmoid(Offset()(torch.zeros(4), batch).double()).tolist() == pytest.approx(probability, abs=1e-6)
+    assert torch.sigmoid(Offset()(torch.zeros(4), batch.floor_B).double()).tolist() == pytest.approx(
+        probability, abs=1e-6
+    )

@@ -45,21 +45,30 @@ def test_nothing_is_prepared_yet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("encoder", "mapper", "told"),
     [
-        ({}, None),
-        ({"encoder": {"kind": "gru", "offset": "feature_floor"}}, "GRU"),
-        ({"mapper": {"offset": "feature_floor"}}, "SASRecLLM"),
-        ({"encoder": {"offset": "feature_floor"}, "mapper": {"offset": "feature_floor"}}, "SASRec and SASRecLLM"),
+        ({}, {}, []),
+        ({"kind": "gru", "offset": "feature_floor"}, {}, ["GRU start from those of the feature floor"]),
+        ({}, {"offset": "feature_floor"}, ["SASRecLLM start from those of the feature floor"]),
+        (
+            {"offset": "feature_floor"},
+            {"offset": "feature_floor"},
+            ["SASRec and SASRecLLM start from those of the feature floor"],
+        ),
+        ({"kind": "gru"}, {"offset": "encoder"}, ["GRULLM start from those of GRU"]),
+        (
+            {"offset": "feature_floor"},
+            {"offset": "encoder"},
+            ["SASRec start from those of the feature floor", "SASRecLLM start from those of SASRec"],
+        ),
     ],
 )
-def test_a_report_says_which_scores_start_from_the_floor(
-    changes: dict[str, Any], named: str | None, tmp_path: Path
+def test_a_report_says_what_scores_start_from(
+    encoder: dict[str, Any], mapper: dict[str, Any], told: list[str], tmp_path: Path
 ) -> None:
-    found = [note for note in evaluation._notes(run(tmp_path, **changes)) if note.startswith("Scores of")]
-    assert found == (
-        [] if named is None else [f"Scores of {named} start from the feature floor's, and learn how much to add."]
-    )
+    notes = evaluation._notes(run(tmp_path, encoder=encoder, mapper=mapper))
+    found = [note for note in notes if note.startswith("Scores of")]
+    assert found == [f"Scores of {each}, and learn how much to add." for each in told]
 
 
 def prepared(of: Run) -> None:
