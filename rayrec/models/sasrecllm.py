@@ -38,7 +38,8 @@ class SASRecLLM(nn.Module):
         answer_B = self._answer(batch)
         if self.mapper is None or self.mapper.offset is None:
             return answer_B
-        return self.mapper.offset(answer_B, self._start(batch, self.mapper))
+        score_B: Tensor = self.mapper.offset(answer_B, self._start(batch, self.mapper))
+        return score_B
 
     def _start(self, batch: Batch, mapper: Mapper) -> Tensor | None:
         """What the language model's logit is added to, shape (B,)."""
