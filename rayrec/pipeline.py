@@ -115,8 +115,10 @@ def _describe_data(run: Run) -> str:
     return f"{rows} rows; {manifest['users']:,} users, {facts.items:,} items; history of {facts.max_len}"
 
 
-def train_run(run: Run, stages: Sequence[StageName]) -> None:
+def train_run(run: Run, stages: Sequence[StageName], *, label: str = "") -> None:
     """Train what neither the run nor the store holds, on one group of workers; ray is connected, the data prepared.
+
+    ``label`` begins the lines of a run that does not train alone.
 
     Raises:
         InputError: a stage cannot be trained with these settings, or its loss is no number any more.
@@ -126,16 +128,16 @@ def train_run(run: Run, stages: Sequence[StageName]) -> None:
     missing = []
     for stage in stages:
         if run.holds(stage):
-            print(f"{stage}  complete before")
+            print(f"{label}{stage}  complete before", flush=True)
         elif is_complete(jobs[stage]):
             run.take(jobs[stage])
-            print(f"{stage}  taken from the store, trained before by a run of the same settings", flush=True)
+            print(f"{label}{stage}  taken from the store, trained before by a run of the same settings", flush=True)
         else:
             _check_stage(jobs[stage])
             missing.append(jobs[stage])
     try:
         if missing:
-            run_stages(missing)
+            run_stages(missing, label=label)
     finally:  # what is complete is the run's, whatever became of the rest
         for job in missing:
             if is_complete(job):

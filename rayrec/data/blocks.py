@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -58,6 +59,29 @@ def tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
     return (block for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow") if len(block))
 
 
+class _Calm:
+    """Ray Data's settings are the process's: the first of several threads makes them, the last takes them back."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._restore: Callable[[], None] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._restore = _calm()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._restore is not None:
+                self._restore()
+
+
+_CALM: Final = _Calm()
+
+
 @contextlib.contextmanager
 def calm_ray_data() -> Iterator[None]:
     """Small blocks in order, no progress bars, no logs: what fails is raised, and would be printed twice.
@@ -65,6 +89,17 @@ def calm_ray_data() -> Iterator[None]:
     Raises:
         InputError: as a task or an actor raised it; Ray itself would wrap it in its own errors.
     """
+    try:
+        with _CALM:
+            yield
+    except Exception as error:
+        if (cause := _input_error(error)) is not None:
+            raise cause from None
+        raise
+
+
+def _calm() -> Callable[[], None]:
+    """Make the settings; what is returned takes them back."""
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     settings = {
         "target_max_block_size": BLOCK_BYTES,
@@ -75,19 +110,16 @@ def calm_ray_data() -> Iterator[None]:
     before, level = {name: getattr(context, name) for name in settings}, logger.level
     ordered, context.execution_options.preserve_order = context.execution_options.preserve_order, True
     logger.setLevel(logging.CRITICAL)
-    try:
-        for name, value in settings.items():
-            setattr(context, name, value)
-        yield
-    except Exception as error:
-        if (cause := _input_error(error)) is not None:
-            raise cause from None
-        raise
-    finally:
+    for name, value in settings.items():
+        setattr(context, name, value)
+
+    def restore() -> None:
         for name, value in before.items():
             setattr(context, name, value)
         context.execution_options.preserve_order = ordered
         logger.setLevel(level)
+
+    return restore
 
 
 def _input_error(error: BaseException | None) -> InputError | None:

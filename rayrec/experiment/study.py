@@ -1,4 +1,4 @@
-"""An experiment from its file to its tables. Pairs of system and seed, fold by fold if there are several, run in order.
+"""An experiment from its file to its tables. Its pairs are those of system and seed, fold by fold if there are several.
 
 The same command goes on where a killed one was; it tries again what failed and repeats nothing that is finished.
 """
@@ -7,7 +7,6 @@ import io
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,16 @@ from rayrec.data import columns as c
 from rayrec.data.catalogue import training_counts
 from rayrec.data.rows import RowSource
 from rayrec.data.vectors import has_vectors
-from rayrec.ensemble import score_ensemble
-from rayrec.errors import DivergedError, InputError
+from rayrec.errors import InputError
 from rayrec.experiment.evidence import gather, row_counts
 from rayrec.experiment.folds import summarise_folds
 from rayrec.experiment.list_results import summarise_lists
 from rayrec.experiment.pairs import Pair, all_pairs, experiment_folder, name_tables, variants
 from rayrec.experiment.results import Told
+from rayrec.experiment.running import Failures, run_pairs
 from rayrec.experiment.settings import Experiment
 from rayrec.experiment.traces import read_progress, trained_parameters
-from rayrec.pipeline import quieten, train_run
+from rayrec.pipeline import quieten
 from rayrec.preparation import prepare_beside, prepare_rows, prepare_table
 from rayrec.report import (
     ExperimentReportData,
@@ -38,32 +37,21 @@ from rayrec.report import (
     write_list_experiment_report,
 )
 from rayrec.run import Run
-from rayrec.scoring import describe_sample, score_systems, test_sample
+from rayrec.scoring import describe_sample, test_sample
 from rayrec.stages import SYSTEMS, Stream, Task
 from rayrec.store import store_folder
-from rayrec.training.cluster import check_fits, connected
-from rayrec.training.launch import StageError
+from rayrec.training.cluster import capacity, check_fits, connected
 from rayrec.training.model import warn_of_slow_bf16
-from rayrec.training.parts import is_complete
 from rayrec.training.trackers import check_trackers
 
-RESULTS, PAIR = "results.json", "pair.json"
+RESULTS = "results.json"
 _UNBOUND = {"name", "systems", "seeds", "reference"}  # what may change under one name
 _ROWS = [c.USER_ID, c.ITEM_ID, c.LABEL, c.IS_WARM, c.IS_STRICT_COLD]
-_REASON = 400  # characters of a reason
 _SHOWN = {"auc": "AUC", "uauc": "UAUC", "log_loss": "log loss"}  # of clicks, in the terminal
 
 
 class ExperimentError(RuntimeError):
     """Some pairs failed; their reasons were printed and are in ``results.json``."""
-
-
-@dataclass
-class _Failures:
-    """What this call saw fail."""
-
-    pairs: dict[str, str] = field(default_factory=dict)  # fingerprint -> reason
-    stages: dict[str, str] = field(default_factory=dict)  # the same of a stage: who else needs it need not try
 
 
 def run_experiment(experiment: Experiment) -> None:
@@ -80,7 +68,7 @@ def run_experiment(experiment: Experiment) -> None:
     print(f"rayrec {__version__}  experiment {experiment.config.name}  ->  {folder}", flush=True)
     storage.check_writable(folder)
     bound = is_bound(folder, EXPERIMENT, experiment.identity)
-    failures = _Failures()
+    failures = Failures()
     if bound and is_prepared(experiment) and all(pair.is_finished for pair in all_pairs(experiment)):
         print("all pairs are complete; nothing to train or score")
     else:
@@ -88,7 +76,7 @@ def run_experiment(experiment: Experiment) -> None:
             _prepare(experiment, room)
             if not bound:
                 bind(folder, EXPERIMENT, experiment.identity, {"name": experiment.config.name})
-            _run_pairs(all_pairs(experiment), failures)
+            run_pairs(all_pairs(experiment), failures, at_once=_at_once(experiment, room))
     pairs = all_pairs(experiment)
     results = _write(experiment, pairs, failures, folder)
     _print_result(results, folder)
@@ -127,54 +115,19 @@ def _prepare(experiment: Experiment, room: dict[str, float]) -> None:
         prepare_table(config, data, table)
 
 
+def _at_once(experiment: Experiment, room: dict[str, float]) -> int:
+    """How many pairs the cluster holds side by side."""
+    configs = [config for variant in variants(experiment) for config in variant.configs]
+    return max(1, min(capacity(config.cluster, room) for config in configs))
+
+
 def _sampled_rows(run: Run) -> pd.DataFrame:
     rows = RowSource(run.data.folder, "test", Stream.INTERACTIONS, run.facts.max_len).open()
     frame: pd.DataFrame = rows.frame(test_sample(run)).to_pandas()[_ROWS]
     return frame
 
 
-def _run_pairs(pairs: Sequence[Pair], failures: _Failures) -> None:
-    for number, pair in enumerate(pairs, 1):
-        if pair.is_finished:
-            print(f"pair {number} of {len(pairs)}  {pair.label}  complete before", flush=True)
-            continue
-        print(f"pair {number} of {len(pairs)}  {pair.label}", flush=True)
-        try:
-            _run_pair(pair, failures)
-        except Exception as error:  # whatever it is, it is told, and the other pairs go on
-            reason = _one_line(error)
-            failures.pairs[pair.fingerprint] = reason
-            print(f"failed  {pair.label}: {reason}", flush=True)
-
-
-def _run_pair(pair: Pair, failures: _Failures) -> None:
-    for job in pair.jobs.values():
-        if job.fingerprint in failures.stages:
-            raise RuntimeError(failures.stages[job.fingerprint])
-    storage.write_text(pair.run.path(PAIR), json.dumps(pair.content, indent=2) + "\n")
-    if pair.members:
-        for member in sorted(pair.members, key=lambda one: -len(one.jobs)):  # one group of workers for all stages
-            if not member.is_finished:
-                _run_pair(member, failures)
-        score_ensemble(pair.run, pair.system, {member.system: member.run for member in pair.members})
-        return
-    try:
-        train_run(pair.run, list(pair.jobs))
-    except (DivergedError, StageError) as error:  # not what a look at the settings refused: no stage has failed then
-        missing = next((job for job in pair.jobs.values() if not is_complete(job)), None)
-        if missing is not None:
-            failures.stages[missing.fingerprint] = _one_line(error)
-        raise
-    score_systems(pair.run, [pair.system])
-
-
-def _one_line(error: Exception) -> str:
-    """The last line: Ray's messages are whole tracebacks."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[-1][:_REASON]
-
-
-def _write(experiment: Experiment, pairs: Sequence[Pair], failures: _Failures, folder: str) -> dict[str, Any]:
+def _write(experiment: Experiment, pairs: Sequence[Pair], failures: Failures, folder: str) -> dict[str, Any]:
     """Predictions under their titles, ``results.json`` and the report; the same pairs give the same bytes."""
     told = _tell(experiment, pairs, failures, storage.join(folder, "predictions"))
     firsts = {fold: next(pair.run for pair in pairs if pair.fold == fold) for fold in told}
@@ -199,7 +152,7 @@ def _write(experiment: Experiment, pairs: Sequence[Pair], failures: _Failures, f
 
 
 def _tell(
-    experiment: Experiment, pairs: Sequence[Pair], failures: _Failures, place: str
+    experiment: Experiment, pairs: Sequence[Pair], failures: Failures, place: str
 ) -> dict[int | None, dict[str, Told]]:
     """What became of every title in every fold; its predictions are copied to a folder of its own below ``place``."""
     told: dict[int | None, dict[str, Told]] = {fold: {} for fold in experiment.each_fold}

@@ -22,13 +22,16 @@ class StageError(RuntimeError):
     """A stage did not reach its end; the message says why and where to look."""
 
 
-def run_stages(jobs: Sequence[StageJob]) -> None:
-    """Train stages of one configuration, in order, to their ends, and show how it goes; raises as ``train_stages``."""
+def run_stages(jobs: Sequence[StageJob], *, label: str = "") -> None:
+    """Train stages of one configuration, in order, to their ends, and show how it goes; raises as ``train_stages``.
+
+    ``label`` begins the lines of a training that is not alone.
+    """
     before, began = _useful_seconds(jobs), time.monotonic()
-    with live_lines() as board:
+    with live_lines(label) as board:
         train_stages(jobs, board, train_callbacks(jobs[0].config, board))
     useful, spent = _useful_seconds(jobs) - before, time.monotonic() - began
-    print(f"goodput  {useful / spent:.0%}: {useful:.0f} of {spent:.0f} s went into steps that count", flush=True)
+    print(f"{label}goodput  {useful / spent:.0%}: {useful:.0f} of {spent:.0f} s went into steps that count", flush=True)
 
 
 def train_stages(jobs: Sequence[StageJob], board: Any, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:

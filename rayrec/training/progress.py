@@ -101,12 +101,15 @@ def beside_the_driver() -> NodeAffinitySchedulingStrategy:
 
 
 @contextmanager
-def live_lines() -> Iterator[Any]:
-    """A board whose news are shown while the block runs: redrawn on a terminal, a few plain lines elsewhere."""
+def live_lines(label: str = "") -> Iterator[Any]:
+    """A board whose news are shown while the block runs: redrawn on a terminal, a few plain lines elsewhere.
+
+    ``label`` begins the lines of one of several boards, which no terminal could redraw at once.
+    """
     board = Board.options(scheduling_strategy=beside_the_driver()).remote()  # type: ignore[attr-defined]
     stop = threading.Event()
-    screen = _Redrawn() if sys.stdout.isatty() else _Plain()
-    thread = threading.Thread(target=_follow, args=(board, stop, screen), daemon=True)
+    screen = _Redrawn() if sys.stdout.isatty() and not label else _Plain(label)
+    thread = threading.Thread(target=_follow, args=(board, stop, screen, label), daemon=True)
     thread.start()
     try:
         yield board
@@ -116,7 +119,7 @@ def live_lines() -> Iterator[Any]:
         ray.kill(board)
 
 
-def _follow(board: Any, stop: threading.Event, screen: "_Redrawn | _Plain") -> None:
+def _follow(board: Any, stop: threading.Event, screen: "_Redrawn | _Plain", label: str) -> None:
     told: set[str] = set()
     last = False
     while not last:
@@ -126,7 +129,7 @@ def _follow(board: Any, stop: threading.Event, screen: "_Redrawn | _Plain") -> N
             screen.show(news.pulse)
         for stage in news.ended.keys() - told:
             screen.clear()
-            print(news.ended[stage], flush=True)
+            print(f"{label}{news.ended[stage]}", flush=True)
             told.add(stage)
     screen.clear()
 
@@ -159,7 +162,8 @@ class _Redrawn:
 class _Plain:
     """A few lines a stage, for logs."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str) -> None:
+        self._label = label
         self._first: Pulse | None = None
         self._began = 0.0
         self._shown = 0
@@ -173,7 +177,7 @@ class _Plain:
             rate = (time.monotonic() - self._began) / max(1, pulse.step - self._first.step)
             left = time.gmtime(rate * (pulse.total - pulse.step))
             clock = time.strftime("%H:%M:%S" if left.tm_hour else "%M:%S", left)
-            print(f"{pulse.stage}  {_text(pulse)}  {clock} left", flush=True)
+            print(f"{self._label}{pulse.stage}  {_text(pulse)}  {clock} left", flush=True)
 
     def clear(self) -> None:
         """Plain lines stay."""

@@ -9,13 +9,9 @@ from experiments import addressed, experiment, with_system
 
 from rayrec import storage
 from rayrec.data.beside import Beside
-from rayrec.errors import DivergedError, InputError
-from rayrec.experiment import study
 from rayrec.experiment.pairs import variants
 from rayrec.experiment.study import is_prepared
-from rayrec.run import Run
-from rayrec.stages import Part, StageName
-from rayrec.training.launch import StageError
+from rayrec.stages import StageName
 
 
 def test_pairs_share_the_stages_and_the_data_that_they_have_in_common(tmp_path: Path) -> None:
@@ -90,42 +86,6 @@ def test_an_ensemble_moves_with_its_members(tmp_path: Path) -> None:
         assert marks({f"stages.{key}": 5}) != plain
 
 
-def test_an_ensemble_runs_what_its_members_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = {title: VARIANTS[title] for title in ("Ensemble", "TALLRec", "SASRec")}
-    pairs = [pair for pair in addressed(experiment(tmp_path, {"systems": entries})).values() if pair.seed == 0]
-    done: list[str] = []
-    asked: list[list[StageName]] = []
-
-    def score(run: Run, systems: list[Any]) -> None:
-        done.append(systems[0].value)
-        storage.write_text(run.path("predictions", f"{systems[0]}.parquet"), "")
-
-    def fail(run: Run, stages: list[StageName]) -> None:
-        """The first stage reaches its end, the second does not."""
-        asked.append(stages)
-        first = pairs[0].jobs[StageName.PRETRAIN_ENCODER]
-        storage.write_text(f"{first.part_folder(Part.ENCODER)}/part.json", "{}")
-        if StageName.TUNE_LORA in stages:
-            raise StageError("out of memory")
-
-    def combine(run: Run, system: Any, members: Mapping[Any, Run]) -> None:
-        assert {name: member.folder for name, member in members.items()} == {
-            member.system: member.run.folder for member in pairs[0].members
-        }
-        score(run, [system])
-
-    monkeypatch.setattr(study, "score_systems", score)
-    monkeypatch.setattr(study, "score_ensemble", combine)
-    monkeypatch.setattr(study, "train_run", fail)
-    failures = study._Failures()
-    study._run_pairs(pairs, failures)
-    assert asked == [list(StageName), [StageName.PRETRAIN_ENCODER]] and done == ["sasrec"]  # a stage fails once for all
-    assert failures.pairs == {pair.fingerprint: "out of memory" for pair in pairs[:2]}
-    monkeypatch.setattr(study, "train_run", lambda run, stages: None)
-    study._run_pairs(pairs, study._Failures())
-    assert done == ["sasrec", "sasrecllm", "tallrec", "ensemble"] and all(pair.is_finished for pair in pairs)
-
-
 def test_what_lies_beside_the_data_is_what_its_readers_ask_for(tmp_path: Path) -> None:
     of = experiment(tmp_path)
     assert [variant.beside for variant in variants(of)] == [{Beside.PROMPTS}]
@@ -163,30 +123,3 @@ def test_a_pair_is_addressed_by_what_determines_it(changes: dict[str, Any], move
     assert {title for title, _ in common} >= {"SASRec", "MF", "Mapper only"}
     found = {key[0] for key in common if before[key].fingerprint != after[key].fingerprint}
     assert found == moved - ({"Floor"} if ("Floor", 0) not in common else set())
-
-
-@pytest.mark.parametrize(
-    ("error", "tries"),
-    [
-        (InputError("stages.tune_hybrid.batch: too many rows"), 6),
-        (DivergedError("the loss is nan"), 4),
-        (StageError("out of memory"), 4),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_a_stage_that_failed_is_not_tried_by_the_next_pair(
-    error: Exception, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MF and SASRec have encoders of their own, the mapper has SASRec's. What settings alone refuse has not failed."""
-    pairs = [pair for pair in addressed(experiment(tmp_path)).values() if pair.jobs]
-    asked: list[str] = []
-
-    def fail(run: Run, stages: list[StageName]) -> None:
-        asked.append(run.folder)
-        raise error
-
-    monkeypatch.setattr(study, "train_run", fail)
-    failures = study._Failures()
-    study._run_pairs(pairs, failures)
-    assert len(pairs) == 6 and len(asked) == tries
-    assert failures.pairs == {pair.fingerprint: str(error) for pair in pairs}

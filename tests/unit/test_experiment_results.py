@@ -19,6 +19,7 @@ from rayrec.data.columns import PREDICTIONS_SCHEMA
 from rayrec.experiment import study
 from rayrec.experiment.pairs import variants
 from rayrec.experiment.results import COMPARED, Told, summarise
+from rayrec.experiment.running import Failures
 from rayrec.experiment.settings import Experiment
 from rayrec.report import ExperimentReportData, write_experiment_report
 
@@ -156,7 +157,7 @@ def test_the_same_pairs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
     folder = tmp_path / "runs" / "e"
 
     def written() -> dict[str, bytes]:
-        study._write(of, pairs, study._Failures(), str(folder))
+        study._write(of, pairs, Failures(), str(folder))
         files = {path for path in folder.rglob("*") if path.is_file() and "pairs" not in path.parts}
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 

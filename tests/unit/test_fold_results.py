@@ -21,6 +21,7 @@ from rayrec.experiment import study
 from rayrec.experiment.folds import summarise_folds
 from rayrec.experiment.pairs import variants
 from rayrec.experiment.results import COMPARED, Told, summarise
+from rayrec.experiment.running import Failures
 from rayrec.experiment.settings import Experiment
 from rayrec.metrics import mean_of_folds, pooled_deviation, pooled_difference, resampled_mean
 from rayrec.report import ExperimentReportData, write_experiment_report
@@ -322,7 +323,7 @@ def test_the_same_pairs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
     folder = tmp_path / "runs" / "e"
 
     def written() -> dict[str, bytes]:
-        study._write(of, pairs, study._Failures(), str(folder))
+        study._write(of, pairs, Failures(), str(folder))
         files = {path for path in folder.rglob("*") if path.is_file() and "pairs" not in path.parts}
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
