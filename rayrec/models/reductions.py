@@ -3,6 +3,8 @@
 Every function takes rows of float32 and gives rows of float32, the same bits for the same seed. A row of zeros, an
 item without a name, says nothing: it takes no part in what is learned and stays zero. Shapes: I items, D width given,
 W width asked for.
+
+Every worker comes by this module and few call it: scikit-learn, seconds to import, is imported where it is used.
 """
 
 from collections.abc import Callable
@@ -11,11 +13,6 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.preprocessing import normalize
-from sklearn.random_projection import GaussianRandomProjection
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +28,8 @@ def pca(embeddings_ID: Rows, width: int) -> Rows:
     Raises:
         InputError: the rows do not spread in so many directions.
     """
+    from sklearn.decomposition import PCA  # noqa: PLC0415
+
     _check("PCA", width, embeddings_ID, min(embeddings_ID.shape[1], int(_known(embeddings_ID).sum()) - 1))
     return _reduced(embeddings_ID, PCA(width, svd_solver="full").fit_transform)
 
@@ -41,6 +40,8 @@ def random_projection(embeddings_ID: Rows, width: int, *, seed: int) -> Rows:
     Raises:
         InputError: ``width`` is more than the rows have.
     """
+    from sklearn.random_projection import GaussianRandomProjection  # noqa: PLC0415
+
     _check("random projection", width, embeddings_ID, embeddings_ID.shape[1])
     return _reduced(embeddings_ID, GaussianRandomProjection(width, random_state=seed).fit_transform)
 
@@ -53,6 +54,8 @@ def lda(embeddings_ID: Rows, width: int, classes_I: Classes) -> Rows:
     Raises:
         InputError: there are too few classes for ``width``; the paper's code then silently gives fewer columns.
     """
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # noqa: PLC0415
+
     known_I = _known(embeddings_ID)
     classes = len(np.unique(classes_I[known_I]))
     most = min(embeddings_ID.shape[1], classes - 1)
@@ -67,6 +70,8 @@ def clusters(embeddings_ID: Rows, count: int, *, seed: int) -> Classes:
     Raises:
         InputError: there are fewer rows than clusters.
     """
+    from sklearn.cluster import KMeans  # noqa: PLC0415
+
     known_I = _known(embeddings_ID)
     if not 1 <= count <= known_I.sum():
         raise InputError(f"clusters: {count} asked for of {known_I.sum()} items with a name; choose between 1 and that")
@@ -91,6 +96,8 @@ def autoencoder(embeddings_ID: Rows, width: int, *, seed: int, epochs: int, batc
 
 def unit_length(embeddings_ID: Rows) -> Rows:
     """Every row divided by its length; rows of zeros stay."""
+    from sklearn.preprocessing import normalize  # noqa: PLC0415
+
     rows: Rows = normalize(embeddings_ID)
     return rows
 
