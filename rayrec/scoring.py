@@ -3,8 +3,7 @@ out as soon as its last row is done, so that an interrupted evaluation goes on w
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -12,27 +11,24 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from rayrec import storage
 from rayrec.actors import answers
 from rayrec.data import columns as c
 from rayrec.data.beside import read_beside
-from rayrec.data.catalogue import lists_table, training_counts
 from rayrec.data.plan import Ids, sample_rows, scoring_batches
 from rayrec.data.rows import OpenRows, RowSource
 from rayrec.errors import InputError
 from rayrec.floors import floor_scores
 from rayrec.rankers import ranked_lists
 from rayrec.run import Run
+from rayrec.scorer import BATCHES, SYSTEM, Scorer, ScoringTask
 from rayrec.stages import SYSTEMS, Part, StageName, Stream, SystemName, SystemSpec, Task
-from rayrec.training.evaluate import Scores, score_rows
-from rayrec.training.lists import Lister
-from rayrec.training.model import ScoringJob, scoring_model
+from rayrec.training.evaluate import Scores
+from rayrec.training.model import ScoringJob
 
 _SAMPLE_SEED = 0  # the sample of test users is part of the protocol, not of the run: every seed is judged on the same
 _CALL_BATCHES = 4  # forward passes of one actor call
-_SYSTEM, _BATCHES = "system", "batches"
 
 
 def test_sample(run: Run) -> Ids:
@@ -107,14 +103,14 @@ def _judged(run: Run, systems: Sequence[SystemName], split: str, ids: Ids) -> It
     tasks = {system: _task(run, SYSTEMS[system], split) for system in systems}
     if not tasks:
         return
-    judged = answers(_calls(run, tasks, ids), _Scorer, (tasks,), run.config.cluster)
-    for name, tables in groupby(judged, key=lambda table: table[_SYSTEM][0].as_py()):  # they come in order
+    judged = answers(_calls(run, tasks, ids), Scorer, (tasks,), run.config.cluster)
+    for name, tables in groupby(judged, key=lambda table: table[SYSTEM][0].as_py()):  # they come in order
         rows = pa.concat_tables(tables).sort_by(c.ROW)
         assert np.array_equal(rows[c.ROW].to_numpy(), ids)
         yield SystemName(name), rows
 
 
-def _task(run: Run, spec: SystemSpec, split: str) -> "_Task":
+def _task(run: Run, spec: SystemSpec, split: str) -> ScoringTask:
     assert spec.reads is not None
     if spec.after is not None and not run.holds(spec.after):
         raise InputError(f"stage {spec.after} has not run; run jobs/train_stage.py {spec.after} first")
@@ -129,10 +125,10 @@ def _task(run: Run, spec: SystemSpec, split: str) -> "_Task":
         uses_backbone=spec.reads.uses_backbone,
     )
     beside = read_beside(run.config, spec.reads)
-    return _Task(job, RowSource(run.data.folder, split, spec.reads, run.facts.max_len, beside))
+    return ScoringTask(job, RowSource(run.data.folder, split, spec.reads, run.facts.max_len, beside))
 
 
-def _calls(run: Run, tasks: Mapping[SystemName, "_Task"], ids: Ids) -> list[dict[str, Any]]:
+def _calls(run: Run, tasks: Mapping[SystemName, ScoringTask], ids: Ids) -> list[dict[str, Any]]:
     """The work of every actor call: a system and some forward passes."""
     calls: list[dict[str, Any]] = []
     for system, task in tasks.items():
@@ -140,7 +136,7 @@ def _calls(run: Run, tasks: Mapping[SystemName, "_Task"], ids: Ids) -> list[dict
         rows = task.source.open()
         batches = scoring_batches(ids, rows.lengths, batch, rows.shared)
         for i in range(0, len(batches), _CALL_BATCHES):
-            calls.append({_SYSTEM: system.value, _BATCHES: [ids.tolist() for ids in batches[i : i + _CALL_BATCHES]]})
+            calls.append({SYSTEM: system.value, BATCHES: [ids.tolist() for ids in batches[i : i + _CALL_BATCHES]]})
     return calls
 
 
@@ -166,43 +162,3 @@ def _write(path: str, table: pa.Table) -> None:
 
 def _rows(run: Run, split: str) -> OpenRows:
     return RowSource(run.data.folder, split, Stream.INTERACTIONS, run.facts.max_len).open()
-
-
-@dataclass(frozen=True)
-class _Task:
-    """A system and the rows as it reads them. Plain data."""
-
-    job: ScoringJob
-    source: RowSource
-
-
-class _Scorer:
-    """One actor: it holds the model of the system that it is sent rows for, one at a time."""
-
-    def __init__(self, tasks: Mapping[SystemName, _Task]) -> None:
-        self.tasks = tasks
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.held: SystemName | None = None
-        self.judge: Callable[[Ids], pa.Table] | None = None
-
-    def __call__(self, call: pa.Table) -> pa.Table:
-        (row,) = call.to_pylist()
-        system = SystemName(row[_SYSTEM])
-        if system != self.held:
-            self.judge = None  # the old model's memory goes before the new one comes
-            self.judge, self.held = self._judge(self.tasks[system]), system
-        assert self.judge is not None
-        batches = [np.asarray(ids) for ids in row[_BATCHES]]
-        found = pa.concat_tables([self.judge(ids) for ids in batches])
-        marks = {_SYSTEM: pa.array([system.value] * len(found)), c.ROW: pa.array(np.concatenate(batches))}
-        return pa.table({**marks, **{name: found[name] for name in found.column_names}})
-
-    def _judge(self, task: _Task) -> Callable[[Ids], pa.Table]:
-        """What a forward pass says of its rows."""
-        config, rows = task.job.config, task.source.open()
-        torch.set_num_threads(config.cluster.cpus_per_worker)
-        model = scoring_model(task.job).to(self.device)
-        if config.data.task is Task.CLICK:
-            return lambda ids: pa.table({c.SCORE: score_rows(model, rows, ids, config, self.device)})
-        lister = Lister(model, training_counts(task.source.folder), config, self.device)
-        return lambda ids: lists_table(*lister.rank(rows, ids, max(config.evaluation.ks)))

@@ -1,0 +1,59 @@
+"""The actor of a scoring pass. It imports what scores and no more: every actor waits for that."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from rayrec.data import columns as c
+from rayrec.data.catalogue import lists_table, training_counts
+from rayrec.data.plan import Ids
+from rayrec.data.rows import RowSource
+from rayrec.stages import SystemName, Task
+from rayrec.training.evaluate import score_rows
+from rayrec.training.lists import Lister
+from rayrec.training.model import ScoringJob, scoring_model
+
+SYSTEM, BATCHES = "system", "batches"  # columns of a call: a system's name, and the rows of some forward passes
+
+
+@dataclass(frozen=True)
+class ScoringTask:
+    """A system and the rows as it reads them. Plain data."""
+
+    job: ScoringJob
+    source: RowSource
+
+
+class Scorer:
+    """One actor: it holds the model of the system that it is sent rows for, one at a time."""
+
+    def __init__(self, tasks: Mapping[SystemName, ScoringTask]) -> None:
+        self.tasks = tasks
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.held: SystemName | None = None
+        self.judge: Callable[[Ids], pa.Table] | None = None
+
+    def __call__(self, call: pa.Table) -> pa.Table:
+        (row,) = call.to_pylist()
+        system = SystemName(row[SYSTEM])
+        if system != self.held:
+            self.judge = None  # the old model's memory goes before the new one comes
+            self.judge, self.held = self._judge(self.tasks[system]), system
+        assert self.judge is not None
+        batches = [np.asarray(ids) for ids in row[BATCHES]]
+        found = pa.concat_tables([self.judge(ids) for ids in batches])
+        marks = {SYSTEM: pa.array([system.value] * len(found)), c.ROW: pa.array(np.concatenate(batches))}
+        return pa.table({**marks, **{name: found[name] for name in found.column_names}})
+
+    def _judge(self, task: ScoringTask) -> Callable[[Ids], pa.Table]:
+        """What a forward pass says of its rows."""
+        config, rows = task.job.config, task.source.open()
+        torch.set_num_threads(config.cluster.cpus_per_worker)
+        model = scoring_model(task.job).to(self.device)
+        if config.data.task is Task.CLICK:
+            return lambda ids: pa.table({c.SCORE: score_rows(model, rows, ids, config, self.device)})
+        lister = Lister(model, training_counts(task.source.folder), config, self.device)
+        return lambda ids: lists_table(*lister.rank(rows, ids, max(config.evaluation.ks)))
