@@ -12,7 +12,7 @@ from rayrec.config import Config
 from rayrec.data.collate import Cut, collate
 from rayrec.data.plan import Ids
 from rayrec.data.rows import OpenRows
-from rayrec.models.ranking import rank
+from rayrec.models.ranking import Catalogue
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.sessions import Index
 
@@ -31,7 +31,7 @@ class Lister:
         self._encoder, self._config, self._device = model.encoder, config, device
         # Through the table's own forward pass: under ZeRO-3 nobody holds the whole of it.
         self._items_VD = self._encoder.item_vectors(torch.arange(1, len(counts), device=device)).float()
-        self._known_V = torch.from_numpy(counts[1:] > 0).to(device)
+        self._catalogue = Catalogue(self._items_VD, torch.from_numpy(counts[1:] > 0).to(device))
 
     @torch.no_grad()
     def rank(self, rows: OpenRows, ids: Ids, k: int) -> tuple[Lists, Scores]:
@@ -41,7 +41,7 @@ class Lister:
         """
         batch = collate(rows.fetch(ids), self._config.mapper.tokens, Cut.NOWHERE).to(self._device)
         users_BD = self._encoder.user_vectors(batch).float()
-        ids_BK = rank(users_BD, self._items_VD, k, prompts=rows.sessions(ids), known_V=self._known_V)
+        ids_BK = self._catalogue.rank(users_BD, k, prompts=rows.sessions(ids))
         chosen_BKD = self._items_VD[(ids_BK - 1).clamp(min=0)]
         scores_BK = (chosen_BKD * users_BD[:, None]).sum(-1)
         return ids_BK.cpu().numpy(), scores_BK.cpu().numpy()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rayrec.models.ranking import rank, top_k, topk
+from rayrec.models.ranking import Catalogue, rank, top_k, topk
 from rayrec.sessions import Sessions
 
 
@@ -48,6 +48,32 @@ def test_equals_sorting(k: int, ties: bool, budget: int, chunk: int, monkeypatch
     found = rank(users_BD, items_VD, k, prompts=held, known_V=torch.tensor(known), scores_at_once=budget)
     assert found.tolist() == expected
     assert rank(users_BD, items_VD, k).tolist() == slow(scores, k, [[]] * 33, [True] * 64)
+
+
+@pytest.mark.parametrize("items", [999, 1000, 1007], ids=str)  # whole groups of columns, and some that are left
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("k", [1, 20, 130])
+def test_groups_of_columns_hide_nothing(k: int, ties: bool, items: int) -> None:
+    users_BD, items_VD = vectors(40, items, ties)
+    prompts, known = random_prompts(40, items), [v % 9 != 4 for v in range(items)]
+    expected = slow((users_BD @ items_VD.T).tolist(), k, prompts, known)
+    assert rank(users_BD, items_VD, k, prompts=Sessions.of(prompts), known_V=torch.tensor(known)).tolist() == expected
+
+
+def test_the_best_may_all_be_in_one_group() -> None:
+    scores_BC = torch.zeros(1, 160)
+    scores_BC[0, 7::20] = torch.arange(8.0)  # eight columns of one group of twenty
+    values, columns = top_k(scores_BC, 9)
+    assert columns.tolist() == [[147, 127, 107, 87, 67, 47, 27, 0, 1]] and values[0, :2].tolist() == [7, 6]
+
+
+def test_a_catalogue_is_asked_again() -> None:
+    users_BD, items_VD = vectors(30, 50, ties=False)
+    known_V = torch.arange(50) % 3 > 0
+    catalogue, prompts = Catalogue(items_VD, known_V), Sessions.of(random_prompts(30, 50))
+    whole = catalogue.rank(users_BD, 5, prompts=prompts)
+    halves = [catalogue.rank(users_BD[i : i + 15], 5, prompts=prompts.between(i, i + 15)) for i in (0, 15)]
+    assert torch.cat(halves).equal(whole) and whole.equal(rank(users_BD, items_VD, 5, prompts=prompts, known_V=known_V))
 
 
 def test_equal_scores_come_by_lower_id() -> None:
@@ -101,3 +127,5 @@ def test_bad_input_is_refused() -> None:
     users_BD[1, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
         rank(users_BD, items_VD, 2)
+    with pytest.raises(ValueError, match="NaN"):
+        rank(users_BD, torch.randn(500, 8), 2)  # by groups of columns

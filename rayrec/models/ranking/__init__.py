@@ -5,6 +5,17 @@ from rayrec.models.ranking.neighbours import SessionKNN, Similarity
 from rayrec.models.ranking.popular import MostPopular
 from rayrec.models.ranking.ranker import Ranker
 from rayrec.models.ranking.seqsim import LLMSeqSim, Nearness
-from rayrec.models.ranking.topk import rank, top_k
+from rayrec.models.ranking.topk import Catalogue, rank, top_k
 
-__all__ = ["Decay", "LLMSeqSim", "MostPopular", "Nearness", "Ranker", "SessionKNN", "Similarity", "rank", "top_k"]
+__all__ = [
+    "Catalogue",
+    "Decay",
+    "LLMSeqSim",
+    "MostPopular",
+    "Nearness",
+    "Ranker",
+    "SessionKNN",
+    "Similarity",
+    "rank",
+    "top_k",
+]

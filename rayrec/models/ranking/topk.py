@@ -1,7 +1,8 @@
 """The k best items of a catalogue by dot product, for many sessions, in bounded memory.
 
 Neither (B, V) scores nor anything of their size is ever whole: sessions go in blocks and the catalogue in chunks, whose
-best are merged into the best so far. Shapes: B sessions, V items, D width, K list, C a chunk of items.
+best are merged into the best so far. Shapes: B sessions, V items, D width, K list, C a chunk of items, N groups of G
+columns.
 """
 
 from typing import Final
@@ -12,10 +13,10 @@ from torch import Tensor
 from rayrec.sessions import Sessions
 
 _CHUNK: Final = 2**14  # items scored at a time
-_SCORES: Final = 2**22  # scores held at a time: 16 MB in fp32
+_SCORES: Final = 2**21  # scores held at a time: 8 MB in fp32
+_GROUP: Final = 8  # columns of which the largest is looked for first
 
 
-@torch.no_grad()
 def rank(
     users_BD: Tensor,
     items_VD: Tensor,
@@ -25,43 +26,74 @@ def rank(
     known_V: Tensor | None = None,
     scores_at_once: int = _SCORES,
 ) -> Tensor:
-    """Ids of the k items of largest dot product with each user vector, largest first; int64, shape (B, k).
+    """``Catalogue.rank`` of a catalogue that is asked once."""
+    return Catalogue(items_VD, known_V).rank(users_BD, k, prompts=prompts, scores_at_once=scores_at_once)
 
-    Row v of ``items_VD`` is the item with id v + 1. Items of equal score come by lower id; where fewer than k items are
-    left, the rest is 0. Scores are of the dtype given, and half precision makes many of them equal; their last bit may
-    depend on the device and on how many are computed at once, as that of any matrix product. The nearest items by
-    Euclidean distance are those of vectors (u, 1) and (x, -|x|^2 / 2).
 
-    Args:
-        users_BD: one vector for each session.
-        items_VD: the catalogue, without a padding row.
-        k: length of the lists.
-        prompts: what each session holds already, which is left out of its list; None: nothing.
-        known_V: bool; items that are False, such as those never seen in training, are in no list. None: all are.
-        scores_at_once: how many scores are held at a time. A GPU wants more than the default, 2^28 or so.
+class Catalogue:
+    """The vectors of items that lists may hold, for any number of sessions."""
 
-    Raises:
-        ValueError: there are not as many prompts as vectors, a prompt's id is above V, or a score is NaN.
-    """
-    own = _Own(prompts, len(users_BD), len(items_VD), users_BD.device) if prompts is not None else None
-    chunk = max(1, min(len(items_VD), _CHUNK, scores_at_once))
-    size = max(1, scores_at_once // chunk)
-    ids_BK = torch.zeros(len(users_BD), k, dtype=torch.int64, device=users_BD.device)
-    for start in range(0, len(users_BD), size):
-        block_BD = users_BD[start : start + size]
-        best: tuple[Tensor, Tensor] | None = None
-        for low in range(0, len(items_VD), chunk):
-            scores_BC = block_BD @ items_VD[low : low + chunk].T
-            if known_V is not None:
-                scores_BC.masked_fill_(~known_V[low : low + chunk], -torch.inf)
-            if own is not None:
-                own.mask_(scores_BC, start, low)
-            values, columns = top_k(scores_BC, k)
-            best = _merged(best, (values, columns + low), k)
-        if best is not None:
-            values_BK, rows_BK = best
-            ids_BK[start : start + size, : values_BK.shape[1]] = torch.where(values_BK > -torch.inf, rows_BK + 1, 0)
-    return ids_BK
+    @torch.no_grad()
+    def __init__(self, items_VD: Tensor, known_V: Tensor | None = None) -> None:
+        """Row v of ``items_VD``, which has no row for padding, is the item with id v + 1.
+
+        ``known_V``, bool: items that are False, such as those never seen in training, are in no list. None: all are.
+        """
+        self._items, self._vectors_CD = len(items_VD), items_VD
+        self._ids_C = torch.arange(1, len(items_VD) + 1, device=items_VD.device)
+        self._row_V = self._ids_C - 1
+        if known_V is not None and not known_V.all():
+            self._vectors_CD, self._ids_C = items_VD[known_V], self._ids_C[known_V]
+            self._row_V = (known_V.cumsum(0) - 1).masked_fill(~known_V, -1)
+
+    @torch.no_grad()
+    def rank(
+        self, users_BD: Tensor, k: int, *, prompts: Sessions | None = None, scores_at_once: int = _SCORES
+    ) -> Tensor:
+        """Ids of the k items of largest dot product with each user vector, largest first; int64, shape (B, k).
+
+        Items of equal score come by lower id; where fewer than k items are left, the rest is 0. Scores are of the dtype
+        given, and half precision makes many of them equal; their last bit may depend on the device and on how many are
+        computed at once, as that of any matrix product. The nearest items by Euclidean distance are those of vectors
+        (u, 1) and (x, -|x|^2 / 2).
+
+        Args:
+            users_BD: one vector for each session.
+            k: length of the lists.
+            prompts: what each session holds already, which is left out of its list; None: nothing.
+            scores_at_once: how many scores are held at a time. A GPU wants more than the default, 2^28 or so.
+
+        Raises:
+            ValueError: there are not as many prompts as vectors, a prompt's id is above V, or a score is NaN.
+        """
+        own = None if prompts is None else self._own(prompts, len(users_BD))
+        chunk = max(1, min(len(self._vectors_CD), _CHUNK, scores_at_once))
+        size = max(1, scores_at_once // chunk)
+        ids_BK = users_BD.new_zeros((len(users_BD), k), dtype=torch.int64)
+        # One buffer for all scores: fresh memory costs as much as the product that fills it.
+        scores = users_BD.new_empty(min(size, len(users_BD)) * chunk)
+        for start in range(0, len(users_BD), size):
+            block_BD = users_BD[start : start + size]
+            best: tuple[Tensor, Tensor] | None = None
+            for low in range(0, len(self._vectors_CD), chunk):
+                vectors_CD = self._vectors_CD[low : low + chunk]
+                here_BC = scores[: len(block_BD) * len(vectors_CD)].view(len(block_BD), len(vectors_CD))
+                scores_BC = torch.mm(block_BD, vectors_CD.T, out=here_BC)
+                if own is not None:
+                    own.mask_(scores_BC, start, low)
+                values, columns = top_k(scores_BC, k)
+                best = _merged(best, (values, columns + low), k)
+            if best is not None:
+                values_BK, rows_BK = best
+                found_BK = torch.where(values_BK > -torch.inf, self._ids_C[rows_BK], 0)
+                ids_BK[start : start + size, : found_BK.shape[1]] = found_BK
+        return ids_BK
+
+    def _own(self, prompts: Sessions, users: int) -> "_Own":
+        if len(prompts) != users:
+            raise ValueError(f"{len(prompts)} prompts for {users} user vectors")
+        prompts.require(self._items)
+        return _Own(prompts, self._row_V)
 
 
 def top_k(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -74,7 +106,7 @@ def top_k(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: a score is NaN, which would be the largest of all.
     """
-    values, columns = scores_BC.topk(min(k + 1, scores_BC.shape[1]))
+    values, columns = _largest(scores_BC, min(k + 1, scores_BC.shape[1]))
     if values.isnan().any():
         raise ValueError("a score is NaN: the model has diverged, or a vector is not finite")
     if values.shape[1] > k:
@@ -86,6 +118,23 @@ def top_k(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     columns = columns.sort(dim=1).values
     values, order = scores_BC.gather(1, columns).sort(dim=1, descending=True, stable=True)
     return values, columns.gather(1, order)
+
+
+def _largest(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """``scores_BC.topk(k)``, whose time is the number of scores, asked of few.
+
+    Columns n, n + N, n + 2N, ... are group n. Fewer than k groups hold a score above the row's k-th largest, so the k
+    groups of largest maxima hold k scores as large as any.
+    """
+    groups = scores_BC.shape[1] // _GROUP
+    if groups <= k:
+        return scores_BC.topk(k)
+    grouped_BGN = scores_BC[:, : _GROUP * groups].view(len(scores_BC), _GROUP, groups)
+    group_BK = grouped_BGN.amax(dim=1).topk(k, sorted=False).indices
+    near = grouped_BGN.gather(2, group_BK[:, None].expand(-1, _GROUP, -1)).flatten(1)
+    values, place = torch.cat([near, scores_BC[:, _GROUP * groups :]], dim=1).topk(k)
+    columns = place // k * groups + group_BK.gather(1, place % k)
+    return values, torch.where(place < near.shape[1], columns, place - near.shape[1] + _GROUP * groups)
 
 
 def _lowest_columns(scores_RC: Tensor, cut_R1: Tensor, k: int) -> Tensor:
@@ -108,17 +157,15 @@ def _merged(best: tuple[Tensor, Tensor] | None, more: tuple[Tensor, Tensor], k: 
 class _Own:
     """The prompts' own items as tensors on the scores' device, to take them out of the scores."""
 
-    def __init__(self, prompts: Sessions, users: int, items: int, device: torch.device) -> None:
-        if len(prompts) != users:
-            raise ValueError(f"{len(prompts)} prompts for {users} user vectors")
-        prompts.require(items)
+    def __init__(self, prompts: Sessions, row_V: Tensor) -> None:
         self.offsets = prompts.offsets
-        self.session = torch.tensor(prompts.owners, device=device)
-        self.row = torch.tensor(prompts.items, dtype=torch.int64, device=device) - 1
+        self.session = torch.tensor(prompts.owners, device=row_V.device)
+        self.row = row_V[torch.tensor(prompts.items, dtype=torch.int64, device=row_V.device) - 1]
 
     def mask_(self, scores_BC: Tensor, start: int, low: int) -> None:
         """Sets the own items of sessions start .. start + B - 1 to -inf, where they are among the chunk's."""
         first, last = self.offsets[start], self.offsets[start + len(scores_BC)]
         session, column = self.session[first:last] - start, self.row[first:last] - low
         inside = (column >= 0) & (column < scores_BC.shape[1])
-        scores_BC[session[inside], column[inside]] = -torch.inf
+        places = (session * scores_BC.shape[1] + column)[inside]
+        scores_BC.view(-1).index_fill_(0, places, -torch.inf)
