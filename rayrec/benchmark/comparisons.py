@@ -10,11 +10,13 @@ import torch
 
 from rayrec.benchmark.encoders import RECTOOLS, OwnEncoderLoop, rectools
 from rayrec.benchmark.metrics import MetricRows
+from rayrec.benchmark.ranking import CatalogueEvaluation, DrawnSessions
 from rayrec.benchmark.references import CollmLoop, CollmModel, OnePromptEach, TrainerLoop
 from rayrec.benchmark.rows import Rounds
 from rayrec.benchmark.settings import Benchmark, Subject
 from rayrec.benchmark.stages import OwnLoop
 from rayrec.benchmark.timing import Comparison, Work, compare, the_device
+from rayrec.data.catalogue import training_counts
 from rayrec.data.prompts import PromptEncoder
 from rayrec.data.tokenise import load_tokenizer, open_encoder
 from rayrec.models.backbone import merge_lora
@@ -36,6 +38,8 @@ TRAINER = "transformers.Trainer with peft: fp32 weights (autocast in bf16), left
 EACH = "one prompt a candidate, batches of 16, the same model: low-precision weights, merged LoRA, two answer logits"
 COLLM_EACH = "one prompt a candidate, batches of 16, CoLLM's forward pass as above"
 PLAIN = "the same without torch.compile, whose own minutes are in the round that does not count"
+BARE = "the product of all vectors and torch.topk of it, with what sessions hold left in"
+RECBOLE = "RecBole's evaluation with the same encoder: padded histories, every score of 4,096 users, topk, its metrics"
 GROUPBY = "pandas groupby with scikit-learn's roc_auc_score for each user, and once for all"
 
 
@@ -43,6 +47,7 @@ def run_comparisons(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison
     """Every subject of one process, one after the other; each gives its memory back before the next begins."""
     subjects = {
         Subject.ENCODER: _encoder,
+        Subject.RANKING: _ranking,
         Subject.LORA: _lora,
         Subject.HYBRID: _hybrid,
         Subject.RERANKING: _reranking,
@@ -77,6 +82,29 @@ def _encoder(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
                 theirs=theirs,
                 rounds=benchmark.config.rounds,
             )
+
+
+def _ranking(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
+    config, job = benchmark.config, _job(benchmark, data, StageName.PRETRAIN_ENCODER)
+    drawn = DrawnSessions.draw(config.ranked_sessions, config.ranked_items, benchmark.base.encoder.width)
+    yield compare(
+        name=f"ranking {config.ranked_sessions:,} sessions, {config.ranked_items:,} items",
+        reference=BARE,
+        unit="sessions/s",
+        ours=drawn.ours,
+        theirs=drawn.bare,
+        rounds=_MORE * config.rounds,
+    )
+    model = _fresh(job, model_shape(benchmark.base, job.facts, with_backbone=False))
+    evaluation = CatalogueEvaluation(job, model, training_counts(data.folder))
+    yield compare(
+        name=f"evaluation of {len(evaluation.rows):,} sessions, {job.facts.items:,} items",
+        reference=RECBOLE,
+        unit="sessions/s",
+        ours=evaluation.ours,
+        theirs=evaluation.theirs,
+        rounds=_MORE * config.rounds,
+    )
 
 
 def _lora(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:

@@ -1,4 +1,4 @@
-"""The encoder's training against RecTools' SASRecModel: the same sizes, loss and liked items of the training split."""
+"""The encoder's training against RecTools' SASRecModel: the same sizes, loss and items of the training split."""
 
 import json
 import subprocess
@@ -17,10 +17,11 @@ from rayrec.benchmark.stages import OwnLoop
 from rayrec.benchmark.timing import Timed
 from rayrec.config import Config
 from rayrec.data import columns as c
+from rayrec.data.catalogue import training_sessions
 from rayrec.data.rows import HISTORY
 from rayrec.data.store import open_table
 from rayrec.errors import InputError
-from rayrec.stages import Loss, StageName
+from rayrec.stages import Loss, StageName, Task
 
 RECTOOLS: Mapping[Loss, tuple[str, str]] = {  # our loss -> theirs, and the reference in words
     Loss.NEXT_ITEM: ("BCE", "RecTools' SASRecModel, BCE with one negative"),
@@ -62,9 +63,7 @@ def rectools(python: str, base: Config, data: str, loss: Loss, scratch: Path) ->
         InputError: ``python`` does not import RecTools.
     """
     _check(python)
-    train = open_table(f"{data}/train.parquet").select([c.USER_ID, c.ITEM_ID, c.LABEL, c.TIMESTAMP])
-    liked = train.filter(pc.equal(train[c.LABEL], 1)).drop_columns([c.LABEL])
-    csv.write_csv(liked.rename_columns([c.USER_ID, c.ITEM_ID, "datetime"]), scratch / "liked.csv")
+    csv.write_csv(_learned(base.data.task, data), scratch / "liked.csv")
     encoder, stage = base.encoder, base.stages[StageName.PRETRAIN_ENCODER]
     asked = {
         "rows": str(scratch / "liked.csv"),
@@ -83,6 +82,16 @@ def rectools(python: str, base: Config, data: str, loss: Loss, scratch: Path) ->
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=scratch) as process:
         yield RecToolsLoop(process, epochs=1)
         process.stdin.close()  # type: ignore[union-attr]
+
+
+def _learned(task: Task, data: str) -> pa.Table:
+    """What the stage learns from, in the columns that RecTools asks for."""
+    names = [c.USER_ID, c.ITEM_ID, "datetime"]
+    if task is Task.NEXT_ITEM:
+        sessions = training_sessions(data)
+        return pa.table([sessions.owners, sessions.items, np.arange(len(sessions.items))], names)
+    train = open_table(f"{data}/train.parquet")
+    return train.filter(pc.equal(train[c.LABEL], 1)).select([c.USER_ID, c.ITEM_ID, c.TIMESTAMP]).rename_columns(names)
 
 
 def _check(python: str) -> None:

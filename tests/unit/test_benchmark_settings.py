@@ -13,6 +13,8 @@ from rayrec.errors import InputError
 from rayrec.stages import Loss
 
 ROOT = Path(__file__).resolve().parents[2]
+NEXT = str(ROOT / "configs" / "smoke_next_item.yaml")
+BERT = {"encoder.kind": "bert4rec", "stages.pretrain_encoder.loss": "cloze"}
 
 
 def test_the_shipped_one_loads() -> None:
@@ -20,9 +22,20 @@ def test_the_shipped_one_loads() -> None:
     assert found.config.rounds == 5 and found.base.data.history == 10 and found.base.cluster.workers == 1
 
 
+def test_the_one_of_next_items_has_the_sizes_of_movielens_1m() -> None:
+    found = load_benchmark(ROOT / "configs" / "benchmark" / "next_items.yaml")
+    size, encoder = found.base.data.synthetic, found.base.encoder
+    assert (size.users, size.items, size.rows) == (6040, 3706, 1_000_209)
+    assert (encoder.width, encoder.blocks, encoder.heads, encoder.max_len) == (64, 2, 4, 50)
+    assert found.base.stages.pretrain_encoder.batch == 128 and found.base.data.core is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"subjects": ["ranking"]}, "ranking is of data.task next_item, and the base of click"),
+        ({"base": NEXT, "subjects": ["lora"]}, "lora is of data.task click, and the base of next_item"),
+        ({"base": NEXT, "subjects": ["ranking"], "set": BERT}, "forwards, and bert4rec does not"),
         ({"round": 3}, "round"),
         ({"rounds": 0}, "rounds"),
         ({"subjects": ["lora", "fame"]}, "subjects"),
