@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Measure the LLM stages, re-ranking and the metrics against references, as ratios.
+"""Measure the LLM stages, re-ranking, the metrics, an encoder's training and its lists against references, as ratios.
 
 python jobs/benchmark.py
 python jobs/benchmark.py --set 'subjects=[hybrid]' --set rounds=5
+python jobs/benchmark.py --config configs/benchmark/next_items.yaml
 """
 
 from pathlib import Path
