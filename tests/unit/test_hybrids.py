@@ -133,7 +133,7 @@ def members_of(run: Run, system: SystemName, split: str) -> list[list[list[int]]
 
 def slow_joined(system: SystemName, row: int, split: str, own: list[list[int]], value: float) -> list[int]:
     if system is ENSEMBLE:
-        return slow_first(*own, int(value))[:K]
+        return slow_first(own[0], own[1], int(value))[:K]
     popular = slow_popular(TRAINING, value)
     if system is POPULARITY:
         return slow_without(own[0], popular, K)
@@ -186,7 +186,7 @@ def test_a_setting_that_is_given_is_taken(system: SystemName, tmp_path: Path) ->
         lists, told = hybrid_lists(run, system, ALL, only_tests)
         assert told == {key.removesuffix("s"): value} and plain(lists) == slow_lists(run, system, "test", value)
         found.append(lists)
-    assert not np.array_equal(*found)
+    assert not np.array_equal(found[0], found[1])
 
 
 # In a run
