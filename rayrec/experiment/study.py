@@ -226,7 +226,7 @@ def _notes(experiment: Experiment) -> list[str]:
             "An ensemble's weights were chosen on the validation rows that its members' checkpoints were chosen on."
         )
     if any(entry.system in HYBRIDS for entry in experiment.config.systems.values()):
-        notes.append(f"Of several settings of a hybrid, NDCG@{VALID_K} of all validation sessions chose.")
+        notes.append(f"Of a hybrid's several settings, NDCG@{VALID_K} of all validation sessions chose.")
     if base.data.dataset == "synthetic":
         notes.insert(0, "The data is generated: these figures show that the machinery works and nothing else.")
     return notes

@@ -169,6 +169,9 @@ def test_a_plan_asks_for_what_reads_the_names_and_for_no_backbone(
     assert "pretrain_encoder" in printed and "tune_" not in printed
     with pytest.raises(InputError, match="names: no source delivers"):
         planning.print_plan(load(smoke, [f"storage={tmp_path}/runs", "names.sources=elsewhere"]))
+    other = "ranking.embedding_ensemble.names={sources: elsewhere}"
+    with pytest.raises(InputError, match="names: no source delivers"):
+        planning.print_plan(load(smoke, [f"storage={tmp_path}/runs", other]))
 
 
 # Searches
