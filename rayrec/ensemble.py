@@ -14,20 +14,23 @@ from rayrec.data.plan import Ids
 from rayrec.floors import auc_and_uauc
 from rayrec.models.ensemble import choose_weights, pool
 from rayrec.run import Run
-from rayrec.scoring import predictions_path, read_predictions, score_split, test_sample, validation_sample, write_scores
+from rayrec.scoring import (
+    choice_path,
+    predictions_path,
+    read_predictions,
+    score_split,
+    test_sample,
+    validation_sample,
+    write_scores,
+)
 from rayrec.stages import STAGES, SYSTEMS, StageName, SystemName
-
-
-def weights_path(run: Run, system: SystemName) -> str:
-    """Where an ensemble's weights lie, beside its predictions: member -> weight."""
-    return run.path("predictions", f"{system}.json")
 
 
 def score_ensemble(run: Run, system: SystemName, members: Mapping[SystemName, Run]) -> None:
     """Write the weights and the predictions of an ensemble whose members have theirs; ray is connected.
 
     The validation rows are those that the members' last stage is judged on. Their scores by each member stay in the
-    run's ``validation/``, as the test rows' in its ``predictions/``.
+    run's ``validation/``, as the test rows' in its ``predictions/``. The weights are told by member.
 
     Raises:
         InputError: a member's stage has not run.
@@ -38,7 +41,7 @@ def score_ensemble(run: Run, system: SystemName, members: Mapping[SystemName, Ru
     users, labels = (valid[0][column].to_numpy() for column in (c.USER_ID, c.LABEL))
     weights = choose_weights(users, labels, _side_by_side(valid), auc_and_uauc)
     told = {name.value: weight for name, weight in zip(names, weights, strict=True)}
-    storage.write_text(weights_path(run, system), json.dumps(told, indent=2) + "\n")
+    storage.write_text(choice_path(run, system), json.dumps(told, indent=2) + "\n")
     tested = [read_predictions(members[name], name) for name in names]
     write_scores(run, "test", predictions_path(run, system), test_sample(run), pool(_side_by_side(tested), weights))
 

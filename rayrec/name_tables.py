@@ -4,7 +4,7 @@
 needs no language model. Whoever learns from a table goes by the hash of its content.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from typing import Final
 
 from rayrec import storage
 from rayrec.config import Config, fingerprint
-from rayrec.config.ranking import NamesConfig, Reduction
+from rayrec.config.ranking import LLMSeqSimConfig, NamesConfig, Reduction
 from rayrec.config.training import ClusterConfig
 from rayrec.data.catalogue import item_names
 from rayrec.data.vectors import has_vectors, save_vectors
@@ -20,10 +20,19 @@ from rayrec.embeddings import NameModel, code_of, name_embeddings
 from rayrec.models import reductions
 from rayrec.models.names import Pooling
 from rayrec.models.reductions import Rows
+from rayrec.stages import SYSTEMS, SystemName
 
 FOLDER: Final = "name_tables"
 _DIGITS: Final = 16  # of a fingerprint, in the name of a folder
 _EPOCHS: Final = 30  # of the autoencoder: from there on it misses what PCA misses
+_COMPARES_NAMES: Final = frozenset(
+    {
+        SystemName.LLMSEQSIM,
+        SystemName.EMBEDDING_ENSEMBLE,
+        SystemName.LLMSEQSIM_POPULARITY,
+        SystemName.LLMSEQSIM_SEQUENTIAL,
+    }
+)
 
 
 def _pca(embeddings_ID: Rows, width: int, *, seed: int) -> Rows:
@@ -90,9 +99,29 @@ def initial_table(config: Config) -> NameTable | None:
 
 def nearness_table(config: Config) -> NameTable:
     """What LLMSeqSim compares items by."""
-    own = config.ranking.llmseqsim
+    return _compared(config, config.ranking.llmseqsim, config.names)
+
+
+def ensemble_table(config: Config) -> NameTable:
+    """What the other LLMSeqSim of an EmbeddingEnsemble compares items by."""
+    own = config.ranking.embedding_ensemble
+    return _compared(config, own, own.names or config.names)
+
+
+def _compared(config: Config, own: LLMSeqSimConfig, names: NamesConfig) -> NameTable:
     width = None if own.reduction is None else own.width
-    return NameTable(names=config.names, reduction=own.reduction, width=width, seed=config.seed)
+    return NameTable(names=names, reduction=own.reduction, width=width, seed=config.seed)
+
+
+def tables_read(config: Config, systems: Iterable[SystemName]) -> list[NameTable]:
+    """What the systems, and the encoder of one that has it, read; each table once."""
+    found: list[NameTable] = []
+    for system in systems:
+        near = nearness_table(config) if system in _COMPARES_NAMES else None
+        first = ensemble_table(config) if system is SystemName.EMBEDDING_ENSEMBLE else None
+        initial = initial_table(config) if SYSTEMS[system].after else None
+        found += [table for table in (near, first, initial) if table is not None and table not in found]
+    return found
 
 
 def write_table(folder: str, table: NameTable, data: str, store: str, cluster: ClusterConfig) -> None:

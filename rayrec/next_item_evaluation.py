@@ -22,9 +22,9 @@ from rayrec.metrics import catalogue_coverage, quantile_bin, session_estimates, 
 from rayrec.metrics.pointwise import FloatArray
 from rayrec.report import ListReportData, write_list_report
 from rayrec.run import Run
-from rayrec.scoring import describe_sample, predictions_path, test_sample
+from rayrec.scoring import choice_path, describe_sample, predictions_path, test_sample
 from rayrec.sessions import Index, Sessions
-from rayrec.stages import SystemName
+from rayrec.stages import VALID_K, SystemName
 from rayrec.training.log import recorded
 
 COVERAGE: Final = "coverage"
@@ -152,8 +152,13 @@ def _notes(run: Run) -> list[str]:
         f"The encoder's checkpoint was chosen by {config.judged_by(stage).shown} on {judged}; the test sessions were"
         " ranked once, at the end.",
         "Every list is of the whole catalogue without the session's own items, so that an item that comes again counts"
-        " as missed. Items that training never saw are in no list, but for LLMSeqSim's, which knows them by name.",
+        " as missed. Items that training never saw are in no list, but for LLMSeqSim's and its hybrids', which know"
+        " them by name.",
     ]
+    chosen = [f"{title}: {told}" for system, title in run.titles.items() if (told := _choice(run, system))]
+    if chosen:
+        why = f"Settings of hybrids, chosen by NDCG@{VALID_K} of all validation sessions where that is told"
+        notes.append(f"{why}: {'; '.join(chosen)}.")
     if not manifest["timed"]:
         notes.insert(
             0,
@@ -164,3 +169,9 @@ def _notes(run: Run) -> list[str]:
     if config.data.dataset == "synthetic":
         notes.insert(0, "The data is generated: these figures show that the machinery works and nothing else.")
     return notes
+
+
+def _choice(run: Run, system: SystemName) -> str:
+    path = choice_path(run, system)
+    told = json.loads(storage.read_text(path)) if storage.exists(path) else {}
+    return ", ".join(f"{name} {value:.4g}" for name, value in told.items())

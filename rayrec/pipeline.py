@@ -11,7 +11,7 @@ from rayrec.data.beside import read_beside
 from rayrec.errors import InputError
 from rayrec.evaluation import write_metrics, write_run_report
 from rayrec.models.checkpoints import local_backbone
-from rayrec.name_tables import initial_table, nearness_table
+from rayrec.name_tables import tables_read
 from rayrec.next_item_evaluation import metric_rows, write_list_metrics, write_run_list_report
 from rayrec.preparation import prepare_beside, prepare_rows, prepare_table
 from rayrec.run import Run
@@ -105,7 +105,7 @@ def _prepare(run: Run) -> None:
 
 def _prepare_names(run: Run) -> None:
     if run.config.data.task is Task.NEXT_ITEM:
-        for table in (nearness_table(run.config), initial_table(run.config)):
+        for table in tables_read(run.config, run.systems):
             prepare_table(run.config, run.data, table)
 
 

@@ -134,7 +134,8 @@ def _model(config: Config) -> _Model:
 
 def _check_names(config: Config) -> None:
     """Raises ``InputError`` where no source delivers what reads the items' names."""
-    local_backbone(config.names.sources, what="names", config_only=True)
+    for names in dict.fromkeys((config.names, config.ranking.embedding_ensemble.names or config.names)):
+        local_backbone(names.sources, what="names", config_only=True)
 
 
 def _stages(jobs: dict[StageName, StageJob], needs: dict[StageName, Footprint]) -> Table:

@@ -7,12 +7,14 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
+from rayrec.config.ranking import LLMSeqSimConfig
 from rayrec.data.catalogue import lists_table, open_sessions, training_sessions
 from rayrec.data.plan import Ids
 from rayrec.data.vectors import read_vectors
 from rayrec.models.ranking import Decay, LLMSeqSim, MostPopular, Nearness, Ranker, SessionKNN, Similarity
-from rayrec.name_tables import nearness_table
+from rayrec.name_tables import NameTable, nearness_table
 from rayrec.run import Run
+from rayrec.sessions import Index
 from rayrec.stages import SystemName
 from rayrec.store import store_folder
 
@@ -25,11 +27,16 @@ def ranked_lists(run: Run, system: SystemName, ids: Ids) -> pa.Table:
     Raises:
         InputError: the vectors of names are damaged.
     """
+    return lists_table(lists_of(run, RANKERS[system](run), "test", ids, max(run.config.evaluation.ks)))
+
+
+def lists_of(run: Run, ranker: Ranker, split: str, ids: Ids, k: int) -> Index:
+    """Lists by a ranker, which is fitted on the training sessions, for the rows ``ids``; (rows, k), 0 for none."""
     seed = None if run.manifest["timed"] else run.config.seed
-    ranker = RANKERS[system](run).fit(training_sessions(run.data.folder, seed=seed), run.facts.items)
-    rows, k = open_sessions(run.data.folder, "test"), max(run.config.evaluation.ks)
+    fitted = ranker.fit(training_sessions(run.data.folder, seed=seed), run.facts.items)
+    rows = open_sessions(run.data.folder, split)
     blocks = [ids[start : start + _BLOCK_SESSIONS] for start in range(0, len(ids), _BLOCK_SESSIONS)]
-    return lists_table(np.concatenate([ranker.rank(rows.sessions(block), k) for block in blocks]))
+    return np.concatenate([fitted.rank(rows.sessions(block), k) for block in blocks])
 
 
 def _sknn(run: Run) -> Ranker:
@@ -48,8 +55,17 @@ def _v_sknn(run: Run) -> Ranker:
     )
 
 
-def _llmseqsim(run: Run) -> Ranker:
-    own, table = run.config.ranking.llmseqsim, nearness_table(run.config)
+def llmseqsim(run: Run) -> Ranker:
+    """LLMSeqSim as ``ranking.llmseqsim`` says."""
+    return similar_by(run, run.config.ranking.llmseqsim, nearness_table(run.config))
+
+
+def similar_by(run: Run, own: LLMSeqSimConfig, table: NameTable) -> Ranker:
+    """LLMSeqSim with these settings and vectors of names.
+
+    Raises:
+        InputError: the vectors are damaged.
+    """
     vectors = read_vectors(run.data.table_folder(table, store_folder(run.config)))
     return LLMSeqSim(vectors, None if own.decay == "last" else Decay(own.decay), Nearness(own.nearness))
 
@@ -59,6 +75,6 @@ RANKERS: Final = MappingProxyType[SystemName, Callable[[Run], Ranker]](
         SystemName.MOST_POPULAR: lambda _: MostPopular(),
         SystemName.SKNN: _sknn,
         SystemName.V_SKNN: _v_sknn,
-        SystemName.LLMSEQSIM: _llmseqsim,
+        SystemName.LLMSEQSIM: llmseqsim,
     }
 )

@@ -3,7 +3,9 @@ out as soon as its last row is done, so that an interrupted evaluation goes on w
 """
 
 import io
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -16,13 +18,17 @@ from rayrec import storage
 from rayrec.actors import answers
 from rayrec.data import columns as c
 from rayrec.data.beside import read_beside
+from rayrec.data.catalogue import lists_table
+from rayrec.data.collate import padded
 from rayrec.data.plan import Ids, sample_rows, scoring_batches
 from rayrec.data.rows import OpenRows, RowSource
 from rayrec.errors import InputError
 from rayrec.floors import floor_scores
+from rayrec.hybrids import HYBRIDS, hybrid_lists
 from rayrec.rankers import ranked_lists
 from rayrec.run import Run
 from rayrec.scorer import BATCHES, SYSTEM, Scorer, ScoringTask
+from rayrec.sessions import Index
 from rayrec.stages import SYSTEMS, Part, StageName, Stream, SystemName, SystemSpec, Task
 from rayrec.training.evaluate import Scores
 from rayrec.training.model import ScoringJob
@@ -59,6 +65,11 @@ def predictions_path(run: Run, system: SystemName) -> str:
     return run.path("predictions", f"{system}.parquet")
 
 
+def choice_path(run: Run, system: SystemName) -> str:
+    """Where it says what validation rows chose for a system that joins others: name -> number."""
+    return run.path("predictions", f"{system}.json")
+
+
 def read_predictions(run: Run, system: SystemName) -> pd.DataFrame:
     """The scored rows, or the lists, of one system."""
     table = pq.read_table(io.BytesIO(storage.read_bytes(predictions_path(run, system))))
@@ -74,18 +85,34 @@ def score_systems(run: Run, systems: Iterable[SystemName]) -> None:
     """
     open_systems = [system for system in systems if not storage.exists(predictions_path(run, system))]
     ids = test_sample(run)
-    alone = [system for system in open_systems if SYSTEMS[system].reads is None]
+    hybrids = [system for system in open_systems if system in HYBRIDS]
+    alone = [system for system in open_systems if SYSTEMS[system].reads is None and system not in hybrids]
     for system in alone:
         if run.config.data.task is Task.NEXT_ITEM:
             write_lists(run, predictions_path(run, system), ids, ranked_lists(run, system, ids))
         else:
             write_scores(run, "test", predictions_path(run, system), ids, floor_scores(system, run.data.folder, ids))
-    neural = [system for system in open_systems if system not in alone]
+    neural = [system for system in open_systems if system not in (*alone, *hybrids)]
     for system, found in _judged(run, neural, "test", ids):
         if run.config.data.task is Task.NEXT_ITEM:
             write_lists(run, predictions_path(run, system), ids, found)
         else:
             write_scores(run, "test", predictions_path(run, system), ids, found[c.SCORE].to_numpy())
+    for system in hybrids:
+        lists, chosen = hybrid_lists(run, system, ids, partial(_encoder_lists, run))
+        storage.write_text(choice_path(run, system), json.dumps(chosen, indent=2) + "\n")
+        write_lists(run, predictions_path(run, system), ids, lists_table(lists))
+
+
+def _encoder_lists(run: Run, split: str, ids: Ids) -> Index:
+    """What the run's encoder ranks best for the rows ``ids``; of the test sample it may have said so before."""
+    path = predictions_path(run, SystemName.SASREC)
+    if split == "test" and storage.exists(path):
+        found = pq.read_table(io.BytesIO(storage.read_bytes(path)))
+    else:
+        ((_, found),) = _judged(run, [SystemName.SASREC], split, ids)
+    lists, _ = padded(found[c.RANKED])
+    return np.pad(lists, ((0, 0), (0, max(run.config.evaluation.ks) - lists.shape[1])))
 
 
 def score_split(run: Run, systems: Sequence[SystemName], split: str, ids: Ids) -> Iterator[tuple[SystemName, Scores]]:

@@ -233,9 +233,12 @@ class SystemName(Name):
     SKNN = "sknn"
     V_SKNN = "v_sknn"
     LLMSEQSIM = "llmseqsim"
+    EMBEDDING_ENSEMBLE = "embedding_ensemble"
+    LLMSEQSIM_POPULARITY = "llmseqsim_popularity"
     ICL = "icl"
     TALLREC = "tallrec"
     SASREC = "sasrec"
+    LLMSEQSIM_SEQUENTIAL = "llmseqsim_sequential"
     SASRECLLM = "sasrecllm"
     ENSEMBLE = "ensemble"
 
@@ -247,7 +250,9 @@ class SystemSpec:
     title: str
     parts: frozenset[Part] = frozenset()
     after: StageName | None = None
-    reads: Stream | None = None  # None: no neural model of its own, `rayrec.floors`, `rayrec.lists`, `rayrec.ensemble`
+    reads: Stream | None = (
+        None  # None: no neural model of its own, `rayrec.floors`, `rayrec.rankers`, `rayrec.ensemble`
+    )
     members: tuple[SystemName, ...] = ()  # whose scores it pools; experiments have it, runs do not
     tasks: frozenset[Task] = frozenset({Task.CLICK})
 
@@ -265,6 +270,8 @@ SYSTEMS = MappingProxyType(
         SystemName.SKNN: SystemSpec(title="SKNN", tasks=_NEXT_ITEM),
         SystemName.V_SKNN: SystemSpec(title="V-SKNN", tasks=_NEXT_ITEM),
         SystemName.LLMSEQSIM: SystemSpec(title="LLMSeqSim", tasks=_NEXT_ITEM),
+        SystemName.EMBEDDING_ENSEMBLE: SystemSpec(title="EmbeddingEnsemble", tasks=_NEXT_ITEM),
+        SystemName.LLMSEQSIM_POPULARITY: SystemSpec(title="LLMSeqSim&Popularity", tasks=_NEXT_ITEM),
         SystemName.ICL: SystemSpec(title="ICL", reads=Stream.TEXT_PROMPTS),
         SystemName.TALLREC: SystemSpec(
             title="TALLRec", parts=frozenset({Part.LORA}), after=StageName.TUNE_LORA, reads=Stream.TEXT_PROMPTS
@@ -275,6 +282,13 @@ SYSTEMS = MappingProxyType(
             after=StageName.PRETRAIN_ENCODER,
             reads=Stream.INTERACTIONS,
             tasks=frozenset(Task),
+        ),
+        SystemName.LLMSEQSIM_SEQUENTIAL: SystemSpec(
+            title="LLMSeqSim&SASRec",
+            parts=frozenset({Part.ENCODER}),
+            after=StageName.PRETRAIN_ENCODER,
+            reads=Stream.INTERACTIONS,
+            tasks=_NEXT_ITEM,
         ),
         SystemName.SASRECLLM: SystemSpec(
             title="SASRecLLM", parts=frozenset(Part), after=StageName.TUNE_HYBRID, reads=Stream.HYBRID_PROMPTS

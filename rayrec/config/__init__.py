@@ -171,6 +171,7 @@ _YOUNGER = (
     "stages.pretrain_encoder.negatives",
     "stages.pretrain_encoder.calibration",
     *(f"stages.{stage}.judged_by" for stage in STAGES),
+    *(f"ranking.{hybrid}" for hybrid in ("embedding_ensemble", "llmseqsim_popularity", "llmseqsim_sequential")),
     *_OF_NEXT_ITEMS,
 )
 
@@ -183,7 +184,7 @@ def identity(config: Config) -> dict[str, Any]:
         *sections, key = path.split(".")
         held, default = (functools.reduce(dict.__getitem__, sections, tree) for tree in (content, usual))
         if held[key] == default[key]:
-            del held[key]
+            del held[key], default[key]
     return content
 
 

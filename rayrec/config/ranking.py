@@ -1,8 +1,8 @@
 """What ranks a catalogue without training, and what reads the names of its items: next items only."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from rayrec.config.section import Section
 
@@ -58,12 +58,29 @@ class VSKNNConfig(SKNNConfig):
     idf: bool = False
 
 
+class EmbeddingEnsembleConfig(LLMSeqSimConfig):
+    """Another LLMSeqSim, whose best items come before those of ``ranking.llmseqsim``: as many as validation chooses."""
+
+    reduction: Reduction | None = None
+    names: NamesConfig | None = None  # None: what reads the names of the others
+    ranks: tuple[NonNegativeInt, ...] = Field((0, 1, 2, 3, 4, 5, 10, 20), min_length=1)
+
+
+class PopularityConfig(Section):
+    """Popular is an item from this quantile of all items' training sessions on; of several, validation chooses."""
+
+    quantiles: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((0.25, 0.5, 0.75), min_length=1)
+
+
 class RankingConfig(Section):
-    """Systems that learn nothing but counts."""
+    """Systems that learn nothing but counts, and hybrids; these are `rayrec.models.ranking.hybrids`."""
 
     sknn: SKNNConfig = SKNNConfig()
     v_sknn: VSKNNConfig = VSKNNConfig()
     llmseqsim: LLMSeqSimConfig = LLMSeqSimConfig()
+    embedding_ensemble: EmbeddingEnsembleConfig = EmbeddingEnsembleConfig()
+    llmseqsim_popularity: PopularityConfig = PopularityConfig()
+    llmseqsim_sequential: PopularityConfig = PopularityConfig()
 
 
 class InitialConfig(Section):

@@ -45,6 +45,7 @@ def summarise_lists(experiment: Experiment, told: Mapping[str, Told], counts: In
             "system": entry.system.value,
             "is_trained": is_trained(entry.system),
             "set": dict(entry.set),
+            **({"chosen": {str(seed): dict(own) for seed, own in sorted(one.chosen.items())}} if one.chosen else {}),
             "seeds": sorted(one.predictions),
             "failures": {str(seed): reason for seed, reason in sorted(one.failures.items())},
             "cost": cost(one.progress, one.parameters),

@@ -13,11 +13,10 @@ from typing import Any
 from rayrec import storage
 from rayrec.config import Config, fingerprint, identity
 from rayrec.data.beside import Beside, read_beside
-from rayrec.ensemble import weights_path
 from rayrec.experiment.settings import Experiment, needed_stages
-from rayrec.name_tables import NameTable, initial_table, nearness_table
+from rayrec.name_tables import NameTable, tables_read
 from rayrec.run import Run
-from rayrec.scoring import predictions_path
+from rayrec.scoring import choice_path, predictions_path
 from rayrec.stages import STAGES, SYSTEMS, StageName, SystemName
 from rayrec.store import Prepared, code_version, stage_jobs, store_folder
 from rayrec.training.job import StageJob
@@ -59,9 +58,9 @@ class Pair:
         return predictions_path(self.run, self.system)
 
     @property
-    def weights(self) -> str:
-        """Where an ensemble's lie."""
-        return weights_path(self.run, self.system)
+    def choice(self) -> str:
+        """Where an ensemble's weights or a hybrid's setting lie."""
+        return choice_path(self.run, self.system)
 
 
 def experiment_folder(experiment: Experiment) -> str:
@@ -121,14 +120,13 @@ def _beside(system: SystemName, config: Config) -> frozenset[Beside]:
 
 def name_tables(experiment: Experiment) -> list[tuple[Config, Prepared, NameTable]]:
     """Every table of names that some pair reads, with its configuration and data, whose rows must be prepared."""
-    found = []
+    found: list[tuple[Config, Prepared, NameTable]] = []
     for title, entry in experiment.config.systems.items():
         for fold in experiment.each_fold:
             for seed in experiment.seeds(title):
                 config = experiment.configuration(title, seed, fold)
-                table = nearness_table(config) if entry.system is SystemName.LLMSEQSIM else initial_table(config)
-                if table is not None:
-                    found.append((config, Prepared(data_folder(experiment, config)), table))
+                data = Prepared(data_folder(experiment, config))
+                found += [(config, data, table) for table in tables_read(config, [entry.system])]
     return found
 
 

@@ -38,7 +38,7 @@ class Told:
 
     predictions: Mapping[int, pd.DataFrame]  # seed -> rows with PREDICTIONS_SCHEMA's columns, the same rows for all
     failures: Mapping[int, str]  # seed -> why it has none
-    weights: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # of an ensemble: seed -> member -> weight
+    chosen: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # on validation: seed -> name -> number
     progress: Mapping[int, pd.DataFrame] = field(default_factory=dict)  # seed -> what ``read_progress`` returns
     parameters: int | None = None  # what ``trained_parameters`` returns
 
@@ -82,7 +82,7 @@ def rows_of(told: Mapping[str, Told], found: Found) -> dict[str, Row]:
             failures=one.failures,
             counts={part: _counts(masked(one.predictions, part)) for part in SLICES},
             metrics={part: _metrics(found[part][title], sorted(one.predictions)) for part in SLICES},
-            weights=one.weights,
+            weights=one.chosen,
             cost=cost(one.progress, one.parameters),
         )
         for title, one in told.items()

@@ -28,6 +28,7 @@ from rayrec.experiment.results import Told
 from rayrec.experiment.running import Failures, run_pairs
 from rayrec.experiment.settings import Experiment
 from rayrec.experiment.traces import read_progress, trained_parameters
+from rayrec.hybrids import HYBRIDS
 from rayrec.pipeline import quieten
 from rayrec.preparation import prepare_beside, prepare_rows, prepare_table
 from rayrec.report import (
@@ -38,7 +39,7 @@ from rayrec.report import (
 )
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, test_sample
-from rayrec.stages import SYSTEMS, Stream, Task
+from rayrec.stages import SYSTEMS, VALID_K, Stream, Task
 from rayrec.store import store_folder
 from rayrec.training.cluster import capacity, check_fits, connected
 from rayrec.training.model import warn_of_slow_bf16
@@ -162,11 +163,11 @@ def _tell(
             own = [pair for pair in pairs if (pair.title, pair.fold) == (title, fold)]
             done = [pair for pair in own if pair.is_finished]
             contents = {pair.seed: storage.read_bytes(pair.predictions) for pair in done}
-            chosen = {pair.seed: storage.read_bytes(pair.weights) for pair in done if pair.members}
+            chosen = {pair.seed: storage.read_bytes(pair.choice) for pair in done if storage.exists(pair.choice)}
             of_fold[title] = Told(
                 predictions={seed: pd.read_parquet(io.BytesIO(content)) for seed, content in contents.items()},
                 failures={p.seed: failures.pairs.get(p.fingerprint, "not run") for p in own if not p.is_finished},
-                weights={seed: json.loads(content) for seed, content in chosen.items()},
+                chosen={seed: json.loads(content) for seed, content in chosen.items()},
                 progress={pair.seed: read_progress(pair) for pair in done},
                 parameters=trained_parameters(done[0]) if done else None,
             )
@@ -224,6 +225,8 @@ def _notes(experiment: Experiment) -> list[str]:
         notes.append(
             "An ensemble's weights were chosen on the validation rows that its members' checkpoints were chosen on."
         )
+    if any(entry.system in HYBRIDS for entry in experiment.config.systems.values()):
+        notes.append(f"Of a hybrid's several settings, NDCG@{VALID_K} of all validation sessions chose.")
     if base.data.dataset == "synthetic":
         notes.insert(0, "The data is generated: these figures show that the machinery works and nothing else.")
     return notes

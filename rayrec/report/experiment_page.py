@@ -65,17 +65,20 @@ def _systems(results: Results) -> list[dict[str, Any]]:
         {
             "title": title,
             "system": system["system"],
-            "settings": ", ".join([f"{path}: {value}" for path, value in system["set"].items()] + _weights(system)),
+            "settings": ", ".join([f"{path}: {value}" for path, value in system["set"].items()] + _chosen(system)),
         }
         for title, system in results["systems"].items()
     ]
 
 
-def _weights(system: Mapping[str, Any]) -> list[str]:
-    """An ensemble's, seed by seed."""
+def _chosen(system: Mapping[str, Any]) -> list[str]:
+    """An ensemble's weights and a hybrid's setting, seed by seed."""
     return [
         f"seed {seed}: {' + '.join(f'{weight:.2f} {member}' for member, weight in weights.items())}"
         for seed, weights in system.get("weights", {}).items()
+    ] + [
+        f"seed {seed}: {', '.join(f'{name} {value:.4g}' for name, value in chosen.items())}"
+        for seed, chosen in system.get("chosen", {}).items()
     ]
 
 

@@ -19,8 +19,12 @@ SYSTEMS = {
     "sknn": "SKNN",
     "v_sknn": "V-SKNN",
     "llmseqsim": "LLMSeqSim",
+    "embedding_ensemble": "EmbeddingEnsemble",
+    "llmseqsim_popularity": "LLMSeqSim&Popularity",
     "sasrec": "SASRec",
+    "llmseqsim_sequential": "LLMSeqSim&SASRec",
 }
+BY_NAME = {"llmseqsim", "embedding_ensemble", "llmseqsim_popularity", "llmseqsim_sequential"}  # who list unseen items
 KS = (5, 20)
 
 pytestmark = pytest.mark.timeout(600)
@@ -71,11 +75,26 @@ def test_lists_are_of_the_whole_catalogue_without_what_the_session_holds(folder:
         assert [held.tolist() for held in frame["held_out"]] == [[item] for item in test["item_id"]]
         for user, ranked in zip(frame["user_id"], frame["ranked"], strict=True):
             assert 0 < len(ranked) == len({*ranked}) <= 20 and not {*ranked} & {*users[user][:-1]}
-            assert system == "llmseqsim" or {*ranked} <= trained
+            assert system in BY_NAME or {*ranked} <= trained
         if system == "sasrec":
             assert all((np.diff(scores) <= 1e-4).all() and len(scores) == 20 for scores in frame["scores"])
         else:
             assert frame["scores"].isna().all()
+
+
+def test_a_hybrid_asks_the_encoder_behind_popular_items(folder: Path) -> None:
+    users = pd.read_parquet(folder / "data" / "users.parquet").set_index("user_id")["liked"]
+    held = pd.Series([item for liked in users for item in {*liked[:-2]}]).value_counts()
+    told = json.loads((folder / "predictions" / "llmseqsim_sequential.json").read_text())
+    assert told["quantile"] in (0.25, 0.5, 0.75) and 0 < told["valid_ndcg"] < 1
+    popular = {*held[held >= held.quantile(told["quantile"])].index}
+    found = {
+        system: pd.read_parquet(folder / "predictions" / f"{system}.parquet").set_index("user_id")["ranked"]
+        for system in ("sasrec", "llmseqsim", "llmseqsim_sequential")
+    }
+    for user, liked in users.items():
+        member = "sasrec" if liked[-2] in popular else "llmseqsim"
+        assert found["llmseqsim_sequential"][user].tolist() == found[member][user].tolist()
 
 
 def test_metrics_are_those_of_the_lists(folder: Path, metrics: dict[str, Any]) -> None:
@@ -125,7 +144,8 @@ def test_again_there_is_nothing_to_do(
     nowhere = job_env | {"RAY_ADDRESS": "127.0.0.1:1"}  # where connecting would fail
     again = processes.run(processes.job("full_pipeline", *options), nowhere, tmp_path).checked()
     assert "all stages are complete; nothing to do" in again.out
-    assert again.out.splitlines()[-7:] == finished.out.splitlines()[-7:]
+    shown = len(SYSTEMS) + 2
+    assert again.out.splitlines()[-shown:] == finished.out.splitlines()[-shown:]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -139,7 +159,8 @@ def test_items_start_from_their_names(
     done = processes.run(processes.job("full_pipeline", *own), job_env, tmp_path / "log").checked()
     assert re.search(r"^LLM2SASRec +0\.\d{4}", done.out, re.M)
     names = folder.parent / "names"
-    for system in SYSTEMS.keys() - {"sasrec"}:  # what is not trained is the same
+    assert re.search(r"^LLMSeqSim&LLM2SASRec +0\.\d{4}", done.out, re.M)
+    for system in SYSTEMS.keys() - {"sasrec", "llmseqsim_sequential"}:  # what is not trained is the same
         one, other = (path / "predictions" / f"{system}.parquet" for path in (folder, names))
         assert one.read_bytes() == other.read_bytes()
     (table,) = (
@@ -163,12 +184,14 @@ def test_an_experiment_compares_them(job_env: dict[str, str], tmp_path: Path) ->
     base = {"storage": str(tmp_path / "runs"), "stages.pretrain_encoder.epochs": 2}
     names = {"system": "sasrec", "set": {"encoder.initial": {"names": "random_projection"}}}
     systems = {"Popular": {"system": "most_popular"}, "SASRec": {"system": "sasrec"}, "LLM2SASRec": names}
+    systems["LLMSeqSim-LLM2SASRec"] = names | {"system": "llmseqsim_sequential"}
     tree = {"name": "e", "base": str(processes.ROOT / CONFIG[1]), "set": base, "seeds": [0, 1], "systems": systems}
     file.write_text(json.dumps(tree | {"reference": "Popular"}))
     options = ["--config", str(file)]
     done = processes.run(processes.job("experiment", *options), job_env, tmp_path / "log").checked()
     assert re.search(r"^SASRec +(0\.\d{4} ± 0\.\d{4} +){4}2$", done.out, re.MULTILINE)
     assert re.search(r"^Popular +(0\.\d{4} +){4}1$", done.out, re.MULTILINE)
+    assert len(re.findall(r"^pretrain_encoder  taken from the store", done.out, re.MULTILINE)) == 2
     folder = tmp_path / "runs" / "e"
     results = json.loads((folder / "results.json").read_text())
     for title, of in results["systems"].items():

@@ -12,9 +12,12 @@ import pyarrow.parquet as pq
 
 from rayrec.cache import file_sha256
 from rayrec.data import columns as c
+from rayrec.data.vectors import save_vectors
+from rayrec.name_tables import tables_read
 from rayrec.run import Run
 from rayrec.settings import validate, with_values
 from rayrec.stages import ENCODERS, EncoderKind, Task
+from rayrec.store import store_folder
 
 ITEMS = 14
 SESSIONS = [
@@ -52,6 +55,15 @@ def prepared_run(folder: Path, changes: Mapping[str, Any] | None = None, *, time
     """A run with prepared data and nothing else; ``changes`` are dotted paths."""
     run = Run(validate(with_values(TREE, {"storage": str(folder), **(changes or {})}), "test"))
     write_rows(Path(run.data.folder), timed=timed)
+    return run
+
+
+def with_names(run: Run) -> Run:
+    """Vectors of names in the store, others in every table, zero for the item that has none."""
+    for number, table in enumerate(tables_read(run.config, run.systems)):
+        vectors = np.random.default_rng(number).normal(size=(ITEMS, 4)).astype(np.float32)
+        vectors[UNNAMED - 1] = 0
+        save_vectors(run.data.table_folder(table, store_folder(run.config)), vectors, {})
     return run
 
 

@@ -41,7 +41,7 @@ def finish(pair: Pair, predictions: pd.DataFrame) -> None:
     for owner in pair.members or (pair,):
         _train(owner)
     if pair.members:
-        storage.write_text(pair.weights, json.dumps({"sasrec": pair.seed / 2, "sasrecllm": 1 - pair.seed / 2}))
+        storage.write_text(pair.choice, json.dumps({"sasrec": pair.seed / 2, "sasrecllm": 1 - pair.seed / 2}))
     _write(pair.predictions, pa.Table.from_pandas(predictions, c.PREDICTIONS_SCHEMA, preserve_index=False))
 
 

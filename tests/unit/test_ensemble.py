@@ -17,11 +17,11 @@ from sklearn.metrics import roc_auc_score
 from rayrec import ensemble, scoring, storage
 from rayrec.config import Config
 from rayrec.data import columns as c
-from rayrec.ensemble import score_ensemble, weights_path
+from rayrec.ensemble import score_ensemble
 from rayrec.floors import auc_and_uauc
 from rayrec.models.ensemble import PARTS, candidates, choose_weights, pool
 from rayrec.run import Run
-from rayrec.scoring import predictions_path, read_predictions, validation_sample
+from rayrec.scoring import choice_path, predictions_path, read_predictions, validation_sample
 from rayrec.stages import SYSTEMS, StageName, SystemName
 from rayrec.training.evaluate import ScoreValidator, open_validator
 from rayrec.training.job import StageJob
@@ -169,7 +169,7 @@ def test_an_ensemble_leaves_weights_predictions_and_what_they_came_from(
     monkeypatch.setattr(ensemble, "score_split", score)
     score_ensemble(run, SystemName.ENSEMBLE, members)
     assert asked == [(name, "valid") for name in MEMBERS]
-    weights: Mapping[str, float] = json.loads(storage.read_text(weights_path(run, SystemName.ENSEMBLE)))
+    weights: Mapping[str, float] = json.loads(storage.read_text(choice_path(run, SystemName.ENSEMBLE)))
     assert [*weights] == [*MEMBERS] and sum(weights.values()) == pytest.approx(1) and weights["sasrec"] >= 1 / 3
 
     found = read_predictions(run, SystemName.ENSEMBLE)

@@ -133,7 +133,7 @@ def test_an_ensembles_weights_are_told(tmp_path: Path) -> None:
     of = experiment(tmp_path, with_system("Pool", {"system": "ensemble"}))
     predictions = invented(of, STRENGTH | {"Pool": 1.0})
     weights = {seed: {"sasrec": 0.25, "tallrec": 0.0, "sasrecllm": 0.75} for seed in (0, 1)}
-    told = all_told(predictions) | {"Pool": Told(predictions=predictions["Pool"], failures={}, weights=weights)}
+    told = all_told(predictions) | {"Pool": Told(predictions=predictions["Pool"], failures={}, chosen=weights)}
     results = summarise(of, told, "")
     assert results["systems"]["Pool"]["weights"] == {"0": weights[0], "1": weights[1]}
     assert results["systems"]["Pool"]["is_trained"] and "weights" not in results["systems"]["SASRec"]

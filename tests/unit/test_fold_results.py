@@ -355,7 +355,7 @@ def test_an_ensemble_pools_and_is_weighed_fold_by_fold(tmp_path: Path) -> None:
     for fold, one in told.items():
         assert fold is not None
         weights = {seed: {"sasrec": 1 / fold, "tallrec": 0.0, "sasrecllm": 1 - 1 / fold} for seed in (0, 1)}
-        one["MF"] = Told(predictions=one["MF"].predictions, failures={}, weights=weights)
+        one["MF"] = Told(predictions=one["MF"].predictions, failures={}, chosen=weights)
     results = summarise_folds(of, told, SAMPLES)
     assert results["folds"]["2"]["systems"]["MF"]["weights"]["1"] == {"sasrec": 0.5, "tallrec": 0.0, "sasrecllm": 0.5}
     assert "weights" not in results["systems"]["MF"] and "weights" not in results["folds"]["1"]["systems"]["SASRec"]

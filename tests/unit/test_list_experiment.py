@@ -13,6 +13,7 @@ from pages import assert_same_files
 
 from rayrec.data import columns as c
 from rayrec.errors import InputError
+from rayrec.experiment import study
 from rayrec.experiment.list_results import summarise_lists
 from rayrec.experiment.pairs import name_tables
 from rayrec.experiment.results import Told
@@ -29,6 +30,12 @@ SYSTEMS = """
   Near: {system: llmseqsim}
   SASRec: {system: sasrec}
   LLM2SASRec: {system: sasrec, set: {encoder.initial: {names: random_projection}}}
+"""
+HYBRIDS = """
+  Popular: {system: most_popular}
+  EmbeddingEnsemble: {system: embedding_ensemble}
+  LLMSeqSim&Popularity: {system: llmseqsim_popularity}
+  LLMSeqSim&LLM2SASRec: {system: llmseqsim_sequential, set: {encoder.initial: {names: random_projection}}}
 """
 
 
@@ -85,6 +92,19 @@ def test_every_seeds_tables_are_prepared(tmp_path: Path) -> None:
     found = name_tables(experiment(tmp_path))
     told = [(config.seed, table.reduction, table.width) for config, _, table in found]
     assert told == [(0, "pca", 16), (0, "random_projection", 32), (1, "random_projection", 32)]
+
+
+def test_hybrids_are_rows_of_an_experiment(tmp_path: Path) -> None:
+    of = experiment(tmp_path, systems=HYBRIDS)
+    *alone, joined = of.config.systems
+    assert of.stages(joined) == ("pretrain_encoder",) and of.seeds(joined) == (0, 1)
+    assert all(of.stages(title) == () and of.seeds(title) == (0,) for title in alone)
+    tables = [(config.seed, table.reduction, table.width) for config, _, table in name_tables(of)]
+    whole, near = (0, None, None), (0, "pca", 16)
+    projected = [(seed, "random_projection", 32) for seed in (0, 1)]
+    assert tables == [near, whole, near, near, projected[0], (1, "pca", 16), projected[1]]
+    assert any("NDCG@20 of all validation sessions chose" in note for note in study._notes(of))
+    assert not any("hybrid" in note for note in study._notes(experiment(tmp_path)))
 
 
 def lists_of(seed: int) -> pd.DataFrame:
@@ -166,6 +186,20 @@ def test_the_best_is_named(tmp_path: Path) -> None:
     }
     assert best["hr@3"]["title"] == max(means, key=lambda title: float(means[title]))
     assert best["coverage@3"] is None
+
+
+def test_what_validation_chose_is_told(tmp_path: Path) -> None:
+    chosen = {seed: {"quantile": 0.25 + seed / 2, "valid_ndcg": 0.0421} for seed in (0, 1)}
+    lists = {seed: lists_of(seed) for seed in (0, 1)}
+    of = experiment(tmp_path, systems=HYBRIDS)
+    rows = {title: Told(predictions={0: lists[0]}, failures={}) for title in of.config.systems}
+    rows["LLMSeqSim&LLM2SASRec"] = Told(predictions=lists, failures={}, chosen=chosen)
+    results = summarise_lists(of, rows, COUNTS, "ten sessions")
+    assert results["systems"]["LLMSeqSim&LLM2SASRec"]["chosen"] == {"0": chosen[0], "1": chosen[1]}
+    assert "chosen" not in results["systems"]["Popular"]
+    data = ListExperimentReportData(title="t", results=results, config_yaml="a: 1", versions={}, notes=[])
+    page = write_list_experiment_report(data, tmp_path / "page").read_text()
+    assert "seed 1: quantile 0.75, valid_ndcg 0.0421" in page and "LLMSeqSim&amp;LLM2SASRec" in page
 
 
 def test_the_page_shows_it(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rayrec import next_item_evaluation as judged
 from rayrec import scoring, storage
 from rayrec.data.catalogue import lists_table, training_counts
 from rayrec.run import Run
+from rayrec.stages import SystemName
 
 TARGETS = [session[-1] for session in SESSIONS]
 KS = (3, 5)
@@ -104,7 +105,7 @@ def test_the_terminal_shows_the_longest_lists(run: Run) -> None:
     metrics = judged.write_list_metrics(run)
     rows = judged.metric_rows(run, metrics)
     assert [*rows.columns] == ["NDCG@5", "HR@5", "MRR@5", "coverage@5"]
-    assert [*rows.index] == ["MostPopular", "SKNN", "V-SKNN", "LLMSeqSim", "SASRec"]
+    assert [*rows.index] == [*run.titles.values()]
     assert rows.loc["SASRec", "HR@5"] == metrics["sasrec"]["all"]["metrics"]["hr@5"]["value"]
 
 
@@ -119,8 +120,8 @@ def test_the_page_shows_it_all(run: Run, tmp_path: Path) -> None:
     slices = pd.read_csv(report / "tables" / "slices.csv")
     assert {*slices["slice"]} == {*judged.session_slices(run)} - {"all"}
     differences = pd.read_csv(report / "tables" / "differences.csv")
-    assert len(differences) == 4 and {*differences["minus"]} == {"most_popular"}
-    own, first = (headline["hr@5"][i] for i in (4, 0))
+    assert len(differences) == len(run.systems) - 1 and {*differences["minus"]} == {"most_popular"}
+    own, first = (headline["hr@5"].iloc[i] for i in (-1, 0))
     assert differences["hr@5"].iloc[-1] == pytest.approx(own - first)
     throughput = pd.read_csv(report / "tables" / "throughput.csv")
     assert throughput["best_valid_ndcg"].tolist() == [pytest.approx(12 / 90)]
@@ -136,3 +137,10 @@ def test_a_page_of_data_without_times_says_so(tmp_path: Path) -> None:
     notes = judged._notes(prepared_run(tmp_path, {"stages.pretrain_encoder.valid_users": 4}, timed=False))
     assert any(note.startswith("The data has an order and no times") for note in notes)
     assert any("a fixed sample of 4 validation sessions" in note for note in notes)
+    assert not any(note.startswith("Settings of hybrids") for note in notes)
+
+
+def test_the_page_tells_the_settings_of_hybrids(run: Run) -> None:
+    path = scoring.choice_path(run, SystemName.LLMSEQSIM_SEQUENTIAL)
+    storage.write_text(path, json.dumps({"quantile": 0.25, "valid_ndcg": 0.04321}))
+    assert any(note.endswith(": LLMSeqSim&SASRec: quantile 0.25, valid_ndcg 0.04321.") for note in judged._notes(run))

@@ -12,19 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from groups import Group
-from left_out import ITEMS, SESSIONS, prepared_run
+from left_out import ITEMS, SESSIONS, prepared_run, with_names
 
 from rayrec import next_item_evaluation, scoring
 from rayrec.data import columns as c
 from rayrec.data.catalogue import item_names, lists_table, open_sessions, training_counts, training_sessions
-from rayrec.data.vectors import save_vectors
+from rayrec.hybrids import HYBRIDS
 from rayrec.models.sasrecllm import SASRecLLM, build
-from rayrec.name_tables import nearness_table
 from rayrec.rankers import RANKERS, ranked_lists
 from rayrec.run import Run
 from rayrec.settings import validate
 from rayrec.stages import ENCODERS, SYSTEMS, EncoderKind, Metric, Part, StageName, SystemName, Task
-from rayrec.store import store_folder
 from rayrec.training import evaluate
 from rayrec.training.job import StageJob
 from rayrec.training.lists import Lister
@@ -127,17 +125,10 @@ def test_validation_is_the_same_on_any_number_of_workers(tmp_path: Path, monkeyp
 # What nothing trains
 
 
-def with_names(run: Run) -> Run:
-    """Vectors of names in the store, zero for the item that has none."""
-    vectors = np.random.default_rng(0).normal(size=(ITEMS, 4)).astype(np.float32)
-    vectors[left_out.UNNAMED - 1] = 0
-    save_vectors(run.data.table_folder(nearness_table(run.config), store_folder(run.config)), vectors, {})
-    return run
-
-
-def test_every_system_without_a_model_has_a_ranker() -> None:
+def test_every_system_without_a_model_has_a_ranker_or_joins_others() -> None:
     run = Run(validate(left_out.TREE, "test"))
-    assert {system for system in run.systems if SYSTEMS[system].reads is None} == set(RANKERS)
+    alone = {system for system in run.systems if SYSTEMS[system].reads is None}
+    assert alone == RANKERS.keys() | HYBRIDS.keys() - {SystemName.LLMSEQSIM_SEQUENTIAL}
 
 
 @pytest.mark.parametrize("system", RANKERS)

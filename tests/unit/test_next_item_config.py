@@ -15,7 +15,7 @@ from rayrec.pipeline import train_only
 from rayrec.run import Run
 from rayrec.search.config import load_search
 from rayrec.settings import load
-from rayrec.stages import ENCODERS, JUDGED_BY, STAGES, SYSTEMS, EncoderKind, Metric, StageName, Task, titles
+from rayrec.stages import ENCODERS, JUDGED_BY, STAGES, SYSTEMS, EncoderKind, Metric, StageName, SystemName, Task, titles
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TASK = ["data.task=next_item", "data.dataset=synthetic", "stages.pretrain_encoder.loss=softmax"]
@@ -47,6 +47,14 @@ TASK = ["data.task=next_item", "data.dataset=synthetic", "stages.pretrain_encode
         ([*TASK, "encoder.initial={names: pca, permute: 1}"], "unknown key 'encoder.initial.permute'; did you mean"),
         ([*TASK, "ranking.llmseqsim={reduction: null, width: 8}"], "reduction null keeps the width of the embeddings"),
         ([*TASK, "ranking.llmseqsim.decay=square"], "ranking.llmseqsim.decay: Input should be 'none'"),
+        (
+            [*TASK, "ranking.embedding_ensemble.ranks=[]"],
+            "ranking.embedding_ensemble.ranks: Tuple should have at least 1",
+        ),
+        (
+            [*TASK, "ranking.llmseqsim_popularity.quantiles=[25]"],
+            "quantiles.0: Input should be less than or equal to 1",
+        ),
         ([*TASK, "evaluation.ks=[]"], "evaluation.ks: Tuple should have at least 1 item"),
         ([*TASK, "evaluation.ks=[0]"], "greater than 0"),
     ],
@@ -60,7 +68,8 @@ def test_what_does_not_go_is_told(overrides: list[str], message: str) -> None:
 def test_a_run_has_the_tasks_own_stages_and_systems(tmp_path: Path) -> None:
     run = Run(load(None, [*TASK, f"storage={tmp_path}", "stages.tune_hybrid.starts_from.encoder=fresh"]))
     assert [*run.stages] == ["pretrain_encoder"]
-    assert [*run.titles.values()] == ["MostPopular", "SKNN", "V-SKNN", "LLMSeqSim", "SASRec"]
+    own = ["EmbeddingEnsemble", "LLMSeqSim&Popularity", "SASRec", "LLMSeqSim&SASRec"]
+    assert [*run.titles.values()] == ["MostPopular", "SKNN", "V-SKNN", "LLMSeqSim", *own]
     clicks = Run(Config())
     assert [*clicks.stages] == [*STAGES] and len(clicks.systems) == 9
     assert [*clicks.titles] == [*clicks.systems] and "MostPopular" not in clicks.titles.values()
@@ -78,7 +87,9 @@ def test_a_run_has_the_tasks_own_stages_and_systems(tmp_path: Path) -> None:
     ],
 )
 def test_an_encoder_is_called_as_in_its_track(kind: str, from_names: bool, title: str) -> None:
-    assert titles(EncoderKind(kind), Task.NEXT_ITEM, from_names=from_names)[next(iter(_trained()))] == title
+    found = titles(EncoderKind(kind), Task.NEXT_ITEM, from_names=from_names)
+    assert found[next(iter(_trained()))] == title
+    assert found[SystemName.LLMSEQSIM_SEQUENTIAL] == f"LLMSeqSim&{title}"
     assert titles(EncoderKind(kind))[next(iter(_trained()))] == ENCODERS[EncoderKind(kind)].title
 
 
@@ -123,6 +134,14 @@ def test_what_names_say_is_part_of_a_runs_identity() -> None:
     assert identity(load(None, [*TASK, "evaluation.ks=[5, 10, 20]"])) == plain
 
 
+def test_settings_of_hybrids_count_only_where_they_are_named() -> None:
+    own = [*TASK, "ranking.llmseqsim.width=16"]
+    before = identity(load(None, own))
+    assert [*before["ranking"]] == ["sknn", "v_sknn", "llmseqsim"]
+    after = identity(load(None, [*own, "ranking.llmseqsim_sequential.quantiles=[0.3]"]))
+    assert after["ranking"] == before["ranking"] | {"llmseqsim_sequential": {"quantiles": [0.3]}}
+
+
 def test_a_stage_of_the_other_task_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     config = load(None, [*TASK, f"storage={tmp_path}/runs"])
     message = "tune_lora is no stage of data.task next_item; run jobs/train_stage.py pretrain_encoder"
@@ -150,6 +169,9 @@ def test_a_plan_asks_for_what_reads_the_names_and_for_no_backbone(
     assert "pretrain_encoder" in printed and "tune_" not in printed
     with pytest.raises(InputError, match="names: no source delivers"):
         planning.print_plan(load(smoke, [f"storage={tmp_path}/runs", "names.sources=elsewhere"]))
+    other = "ranking.embedding_ensemble.names={sources: elsewhere}"
+    with pytest.raises(InputError, match="names: no source delivers"):
+        planning.print_plan(load(smoke, [f"storage={tmp_path}/runs", other]))
 
 
 # Searches
