@@ -19,6 +19,7 @@ from rayrec.data.vectors import has_vectors, save_vectors
 from rayrec.embeddings import NameModel, code_of, name_embeddings
 from rayrec.models import reductions
 from rayrec.models.names import Pooling
+from rayrec.models.ranking import Decay, LLMSeqSim, Nearness
 from rayrec.models.reductions import Rows
 
 FOLDER: Final = "name_tables"
@@ -93,6 +94,12 @@ def nearness_table(config: Config) -> NameTable:
     own = config.ranking.llmseqsim
     width = None if own.reduction is None else own.width
     return NameTable(names=config.names, reduction=own.reduction, width=width, seed=config.seed)
+
+
+def seqsim(config: Config, vectors_IW: Rows) -> LLMSeqSim:
+    """LLMSeqSim over its table."""
+    own = config.ranking.llmseqsim
+    return LLMSeqSim(vectors_IW, None if own.decay == "last" else Decay(own.decay), Nearness(own.nearness))
 
 
 def write_table(folder: str, table: NameTable, data: str, store: str, cluster: ClusterConfig) -> None:

@@ -10,8 +10,8 @@ import pyarrow as pa
 from rayrec.data.catalogue import lists_table, open_sessions, training_sessions
 from rayrec.data.plan import Ids
 from rayrec.data.vectors import read_vectors
-from rayrec.models.ranking import Decay, LLMSeqSim, MostPopular, Nearness, Ranker, SessionKNN, Similarity
-from rayrec.name_tables import nearness_table
+from rayrec.models.ranking import Decay, MostPopular, Ranker, SessionKNN, Similarity
+from rayrec.name_tables import nearness_table, seqsim
 from rayrec.run import Run
 from rayrec.stages import SystemName
 from rayrec.store import store_folder
@@ -49,9 +49,8 @@ def _v_sknn(run: Run) -> Ranker:
 
 
 def _llmseqsim(run: Run) -> Ranker:
-    own, table = run.config.ranking.llmseqsim, nearness_table(run.config)
-    vectors = read_vectors(run.data.table_folder(table, store_folder(run.config)))
-    return LLMSeqSim(vectors, None if own.decay == "last" else Decay(own.decay), Nearness(own.nearness))
+    folder = run.data.table_folder(nearness_table(run.config), store_folder(run.config))
+    return seqsim(run.config, read_vectors(folder))
 
 
 RANKERS: Final = MappingProxyType[SystemName, Callable[[Run], Ranker]](
