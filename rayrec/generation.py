@@ -42,7 +42,7 @@ class Decoding:
     longest: int  # tokens of an answer
     batch: int  # prompts of a block, which pass together
     samples: int | None = None  # answers drawn for each prompt; None: the one of likeliest tokens
-    temperature: float = 0.25  # of what is drawn: the paper's best
+    temperature: float = 0.25  # of what is drawn
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,9 @@ from rayrec.data.vectors import has_vectors, save_vectors
 from rayrec.embeddings import NameModel, code_of, name_embeddings
 from rayrec.models import reductions
 from rayrec.models.names import Pooling
+from rayrec.models.ranking import Decay, LLMSeqSim, Nearness
 from rayrec.models.reductions import Rows
-from rayrec.stages import SYSTEMS, SystemName
+from rayrec.stages import SYSTEMS, Part, SystemName
 
 FOLDER: Final = "name_tables"
 _DIGITS: Final = 16  # of a fingerprint, in the name of a folder
@@ -119,9 +120,14 @@ def tables_read(config: Config, systems: Iterable[SystemName]) -> list[NameTable
     for system in systems:
         near = nearness_table(config) if system in _COMPARES_NAMES else None
         first = ensemble_table(config) if system is SystemName.EMBEDDING_ENSEMBLE else None
-        initial = initial_table(config) if SYSTEMS[system].after else None
+        initial = initial_table(config) if Part.ENCODER in SYSTEMS[system].parts else None
         found += [table for table in (near, first, initial) if table is not None and table not in found]
     return found
+
+
+def seqsim(own: LLMSeqSimConfig, vectors_IW: Rows) -> LLMSeqSim:
+    """LLMSeqSim over its table."""
+    return LLMSeqSim(vectors_IW, None if own.decay == "last" else Decay(own.decay), Nearness(own.nearness))
 
 
 def write_table(folder: str, table: NameTable, data: str, store: str, cluster: ClusterConfig) -> None:

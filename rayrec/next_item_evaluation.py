@@ -15,16 +15,25 @@ from numpy.typing import NDArray
 
 from rayrec import storage
 from rayrec.binding import package_versions
+from rayrec.config import Config
 from rayrec.data import columns as c
 from rayrec.data.catalogue import open_sessions, training_counts
 from rayrec.data.collate import padded
-from rayrec.metrics import catalogue_coverage, quantile_bin, session_estimates, session_metrics
+from rayrec.metrics import answer_shares, catalogue_coverage, quantile_bin, session_estimates, session_metrics
 from rayrec.metrics.pointwise import FloatArray
 from rayrec.report import ListReportData, write_list_report
+from rayrec.report.list_page import COMMON
 from rayrec.run import Run
-from rayrec.scoring import choice_path, describe_sample, predictions_path, test_sample
+from rayrec.scoring import (
+    choice_path,
+    describe_sample,
+    judged_rows,
+    predictions_path,
+    read_predictions,
+    test_sample,
+)
 from rayrec.sessions import Index, Sessions
-from rayrec.stages import VALID_K, SystemName
+from rayrec.stages import VALID_K, StageName, SystemName
 from rayrec.training.log import recorded
 
 COVERAGE: Final = "coverage"
@@ -38,7 +47,7 @@ def write_list_metrics(run: Run) -> dict[str, Any]:
     """Metrics of every system's lists, with intervals and counts; also written to ``metrics.json``.
 
     System -> slice -> {"counts": {"sessions", "items"}, "metrics": {"ndcg@20": {"value", "low", "high"}}}. Intervals
-    are over sessions; coverage has none.
+    are over sessions; coverage has none. Of a system that answers in words "answers" as well, as ``answer_shares``.
     """
     counts, slices = training_counts(run.data.folder), session_slices(run)
     metrics = {system.value: _metrics(run, system, counts, slices) for system in run.systems}
@@ -50,7 +59,7 @@ def session_slices(run: Run) -> Slices:
     """Slice -> which test sessions are in it, shape (sessions,).
 
     Warm and cold as the rows say; bins of about equal count by items before the target, and by the target's events in
-    training.
+    training. Where some system was asked for fewer, those that all of them were asked for, too.
     """
     ids = test_sample(run)
     rows = open_sessions(run.data.folder, "test").frame(ids)
@@ -63,15 +72,22 @@ def session_slices(run: Run) -> Slices:
             inside = place == number
             low, high = values[inside].min(), values[inside].max()
             slices[f"{name} {low}" if low == high else f"{name} {low}-{high}"] = inside
-    return slices
+    common = np.logical_and.reduce([is_judged(run, system) for system in run.systems])
+    return slices if common.all() else slices | {COMMON: common}
+
+
+def is_judged(run: Run, system: SystemName) -> NDArray[np.bool_]:
+    """Which test sessions a system was asked for, shape (sessions,)."""
+    return np.isin(test_sample(run), judged_rows(run, system))
 
 
 def _metrics(run: Run, system: SystemName, counts: Index, slices: Slices) -> dict[str, Any]:
     settings = run.config.evaluation
     lists, held_out = read_lists(run, system)
-    values = session_metrics(lists, held_out, counts, settings.ks)
-    found = {}
-    for name, inside in slices.items():
+    values, told = session_metrics(lists, held_out, counts, settings.ks), read_predictions(run, system)
+    found, own = {}, is_judged(run, system)
+    for name, mask in slices.items():
+        inside = mask[own]
         shown = {
             f"{COVERAGE}@{k}": {
                 "value": catalogue_coverage(lists[inside], len(counts) - 1, k),
@@ -85,6 +101,9 @@ def _metrics(run: Run, system: SystemName, counts: Index, slices: Slices) -> dic
             "counts": {"sessions": int(inside.sum()), "items": len(np.unique(held_out.items[inside]))},
             "metrics": _estimated(chosen, settings.bootstrap, run.config.seed) | shown,
         }
+        if c.SAID in told:
+            names = (told[column][inside].to_numpy() for column in (c.SAID, c.UNKNOWN, c.BARRED))
+            found[name]["answers"] = answer_shares(*names)
     return found
 
 
@@ -115,7 +134,8 @@ def metric_rows(run: Run, metrics: Mapping[str, Any]) -> pd.DataFrame:
     }
     columns = [*(f"{name.upper()}@{k}" for name in SHOWN[:-1]), f"{COVERAGE}@{k}"]
     frame: pd.DataFrame = pd.DataFrame.from_dict(values, orient="index", columns=columns)
-    return frame
+    sessions = [metrics[system.value]["all"]["counts"]["sessions"] for system in run.titles]
+    return frame if len(set(sessions)) == 1 else frame.assign(sessions=sessions)
 
 
 def write_run_list_report(run: Run, metrics: Mapping[str, Any]) -> str:
@@ -128,7 +148,7 @@ def write_run_list_report(run: Run, metrics: Mapping[str, Any]) -> str:
         versions=package_versions(),
         manifest=run.manifest,
         metrics=metrics,
-        values={system.value: session_metrics(*read_lists(run, system), counts, ks) for system in run.systems},
+        values={system.value: _values(run, system, counts) for system in run.systems},
         titles={system.value: title for system, title in run.titles.items()},
         ks=ks,
         progress={stage.value: recorded(run.path("stages", stage.value)) for stage in run.stages},
@@ -141,24 +161,41 @@ def write_run_list_report(run: Run, metrics: Mapping[str, Any]) -> str:
     return run.path("report", "index.html")
 
 
+def _values(run: Run, system: SystemName, counts: Index) -> dict[str, FloatArray]:
+    """One number for each session of the sample, NaN for those that the system was not asked for."""
+    own, found = is_judged(run, system), {}
+    for name, values in session_metrics(*read_lists(run, system), counts, run.config.evaluation.ks).items():
+        found[name] = np.full(len(own), np.nan)
+        found[name][own] = values
+    return found
+
+
+def _chosen(config: Config, stage: StageName) -> str:
+    """What a stage's checkpoint was chosen by."""
+    sampled = config.stages[stage].valid_users
+    judged = "all validation sessions" if sampled is None else f"a fixed sample of {sampled:,} validation sessions"
+    return f"{stage} by {config.judged_by(stage).shown} on {judged}"
+
+
 def _notes(run: Run) -> list[str]:
     """What a reader must know before quoting a figure."""
     config, manifest = run.config, run.manifest
-    (stage,) = run.stages
-    sampled = config.stages[stage].valid_users
-    judged = "all validation sessions" if sampled is None else f"a fixed sample of {sampled:,} validation sessions"
     notes = [
         "One training seed; intervals are 95% bootstrap intervals over test sessions and say nothing of other seeds.",
-        f"The encoder's checkpoint was chosen by {config.judged_by(stage).shown} on {judged}; the test sessions were"
-        " ranked once, at the end.",
+        f"Checkpoints were chosen on validation: {'; '.join(_chosen(config, stage) for stage in run.stages)}. The test"
+        " sessions were ranked once, at the end.",
         "Every list is of the whole catalogue without the session's own items, so that an item that comes again counts"
-        " as missed. Items that training never saw are in no list, but for LLMSeqSim's and its hybrids', which know"
-        " them by name.",
+        " as missed. Items that training never saw are in no list, but for those of systems that know them by name.",
     ]
     chosen = [f"{title}: {told}" for system, title in run.titles.items() if (told := _choice(run, system))]
     if chosen:
         why = f"Settings of hybrids, chosen by NDCG@{VALID_K} of all validation sessions where that is told"
         notes.append(f"{why}: {'; '.join(chosen)}.")
+    if SystemName.LLMSEQPROMPT in run.systems:
+        notes.append(
+            f"LLMSeqPrompt was asked in the form {config.ranking.llmseqprompt.form}. In the place of a name that is no"
+            " item's, or one that the session or the list has already, stands the item left whose name is most like it."
+        )
     if not manifest["timed"]:
         notes.insert(
             0,

@@ -51,6 +51,8 @@ def train_only(config: Config, stage: StageName) -> None:
     if task not in STAGES[stage].tasks:
         offered = " or ".join(config.stages.of_a_run(task))
         raise InputError(f"{stage} is no stage of data.task {task}; run jobs/train_stage.py {offered}")
+    if stage not in config.stages.written:
+        raise InputError(f"stages.{stage}: not in this configuration; write it, at least as {{}}")
     run = _start(config, [stage])
     _check_parents(run, stage)  # before a cluster is started for it
     with connected(config.cluster):
@@ -92,7 +94,8 @@ def _is_finished(run: Run) -> bool:
 
 
 def _prepare(run: Run) -> None:
-    streams = [spec.reads for spec in STAGES.values() if run.config.data.task in spec.tasks]
+    specs = [STAGES[stage] for stage in run.config.stages.written]
+    streams = [spec.reads for spec in specs if run.config.data.task in spec.tasks]
     if any(stream.uses_backbone for stream in streams):
         local_backbone(run.config.backbone.sources)  # a wrong one is told before any work
     if prepare_rows(run.config, run.data):

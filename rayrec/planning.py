@@ -199,7 +199,7 @@ def _print_rest(console: Console, run: Run, model: _Model) -> None:
         f" ZeRO-{engine.zero_stage}, {config.backbone.quantised or engine.precision},"
         f" clipping at {engine.gradient_clipping:g}"
     )
-    if answers:
+    if answers and config.data.task is Task.CLICK:
         console.print(
             f'answers  "Yes" is token {answers.yes}, "No" is token {answers.no}; score {config.backbone.score}'
         )

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rayrec import storage
 from rayrec.config import Config
@@ -11,9 +12,11 @@ from rayrec.data.datasets import open_dataset
 from rayrec.data.prepare import MANIFEST, prepare
 from rayrec.data.rated import write_rated
 from rayrec.data.tokenise import load_tokenizer, write_prompts
+from rayrec.data.vectors import read_vectors
 from rayrec.floors import write_floor
 from rayrec.models.checkpoints import local_backbone
-from rayrec.name_tables import NameTable, write_table
+from rayrec.name_tables import NameTable, nearness_table, write_table
+from rayrec.questions import write_questions
 from rayrec.sources import fetch
 from rayrec.store import Prepared, store_folder
 
@@ -41,7 +44,7 @@ def prepare_beside(config: Config, data: Prepared, wanted: Iterable[Beside]) -> 
     """Write what is wanted beside the rows and is not there yet. Ray is connected.
 
     Raises:
-        InputError: the backbone's tokenizer or the feature floor cannot be had.
+        InputError: the backbone's tokenizer, the feature floor or the names' model cannot be had.
     """
     for beside in sorted(wanted):
         if data.has(beside):
@@ -52,8 +55,26 @@ def prepare_beside(config: Config, data: Prepared, wanted: Iterable[Beside]) -> 
                 write_prompts(data.folder, config.data, tokenizer, Path(scratch))
             elif beside is Beside.RATED:
                 write_rated(data.folder, Path(scratch))
+            elif beside is Beside.ANSWERS:
+                _write_answers(config, data, Path(scratch))
             else:
                 write_floor(data.folder, Path(scratch))
+
+
+def _write_answers(config: Config, data: Prepared, scratch: Path) -> None:
+    table = nearness_table(config)
+    prepare_table(config, data, table)
+    vectors = read_vectors(data.table_folder(table, store_folder(config)))
+    tokenizer = load_tokenizer(local_backbone(config.backbone.sources))
+    write_questions(config, data.folder, tokenizer, vectors, scratch)
+
+
+def answer_settings(config: Config) -> dict[str, Any]:
+    """What decides the questions and answers beside the rows, as plain data; empty where there are none."""
+    if config.stages.tune_answers is None:
+        return {}
+    ranking = config.ranking.model_dump(mode="json", include={"llmseqsim", "llmseqprompt"})
+    return {"answers": ranking | {"names": config.names.model_dump(mode="json")}}
 
 
 def prepare_table(config: Config, data: Prepared, table: NameTable | None) -> None:

@@ -11,8 +11,8 @@ from rayrec.config.ranking import LLMSeqSimConfig
 from rayrec.data.catalogue import lists_table, open_sessions, training_sessions
 from rayrec.data.plan import Ids
 from rayrec.data.vectors import read_vectors
-from rayrec.models.ranking import Decay, LLMSeqSim, MostPopular, Nearness, Ranker, SessionKNN, Similarity
-from rayrec.name_tables import NameTable, nearness_table
+from rayrec.models.ranking import Decay, MostPopular, Ranker, SessionKNN, Similarity
+from rayrec.name_tables import NameTable, nearness_table, seqsim
 from rayrec.run import Run
 from rayrec.sessions import Index
 from rayrec.stages import SystemName
@@ -66,8 +66,7 @@ def similar_by(run: Run, own: LLMSeqSimConfig, table: NameTable) -> Ranker:
     Raises:
         InputError: the vectors are damaged.
     """
-    vectors = read_vectors(run.data.table_folder(table, store_folder(run.config)))
-    return LLMSeqSim(vectors, None if own.decay == "last" else Decay(own.decay), Nearness(own.nearness))
+    return seqsim(own, read_vectors(run.data.table_folder(table, store_folder(run.config))))
 
 
 RANKERS: Final = MappingProxyType[SystemName, Callable[[Run], Ranker]](

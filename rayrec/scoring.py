@@ -28,6 +28,7 @@ from rayrec.hybrids import HYBRIDS, hybrid_lists
 from rayrec.rankers import ranked_lists
 from rayrec.run import Run
 from rayrec.scorer import BATCHES, SYSTEM, Scorer, ScoringTask
+from rayrec.seqprompt import answered_lists
 from rayrec.sessions import Index
 from rayrec.stages import SYSTEMS, Part, StageName, Stream, SystemName, SystemSpec, Task
 from rayrec.training.evaluate import Scores
@@ -38,20 +39,38 @@ _CALL_BATCHES = 4  # forward passes of one actor call
 
 
 def test_sample(run: Run) -> Ids:
-    """Row ids of the test rows that every system scores."""
+    """Row ids of the test rows that the systems score."""
     settings = run.config.evaluation
     return sample_rows(_rows(run, "test").user_ids, settings.users, settings.rows_per_user, _SAMPLE_SEED)
 
 
+def judged_rows(run: Run, system: SystemName) -> Ids:
+    """Those of them that ``system`` scores: all, or a fixed, seeded sample of those that answer in words."""
+    ids = test_sample(run)
+    if not _answers(system):
+        return ids
+    sampled = sample_rows(
+        _rows(run, "test").user_ids[ids], run.config.ranking.llmseqprompt.sessions, None, _SAMPLE_SEED
+    )
+    return ids[sampled]
+
+
 def describe_sample(run: Run) -> str:
-    """The same in words, for the caption of every table."""
+    """The test rows that the systems score in words, for the caption of every table."""
     ids = test_sample(run)
     rows = _rows(run, "test")
     users, there = len(np.unique(rows.user_ids[ids])), len(np.unique(rows.user_ids))
     which = "all" if len(ids) == len(rows) else "a fixed, seeded sample:"
     if run.config.data.task is Task.NEXT_ITEM:
-        return f"{which} {users:,} of {there:,} test sessions; the same for every system"
+        fewer = {title: len(judged_rows(run, system)) for system, title in run.titles.items()}
+        return f"{which} {users:,} of {there:,} test sessions; the same for every system{but_for(fewer)}"
     return f"{which} {len(ids):,} of {len(rows):,} test rows, {users:,} of {there:,} users; the same for every system"
+
+
+def but_for(judged: Mapping[str, int]) -> str:
+    """Whose sessions are fewer than the others', in words; ``judged`` has the sessions of each title."""
+    fewer = [f"{title} ({count:,} of them)" for title, count in judged.items() if count < max(judged.values())]
+    return f" but {', '.join(fewer)}" if fewer else ""
 
 
 def validation_sample(run: Run, stage: StageName) -> Ids:
@@ -92,7 +111,8 @@ def score_systems(run: Run, systems: Iterable[SystemName]) -> None:
             write_lists(run, predictions_path(run, system), ids, ranked_lists(run, system, ids))
         else:
             write_scores(run, "test", predictions_path(run, system), ids, floor_scores(system, run.data.folder, ids))
-    neural = [system for system in open_systems if system not in (*alone, *hybrids)]
+    answering = [system for system in open_systems if _answers(system)]
+    neural = [system for system in open_systems if system not in (*alone, *hybrids, *answering)]
     for system, found in _judged(run, neural, "test", ids):
         if run.config.data.task is Task.NEXT_ITEM:
             write_lists(run, predictions_path(run, system), ids, found)
@@ -102,6 +122,10 @@ def score_systems(run: Run, systems: Iterable[SystemName]) -> None:
         lists, chosen = hybrid_lists(run, system, ids, partial(_encoder_lists, run))
         storage.write_text(choice_path(run, system), json.dumps(chosen, indent=2) + "\n")
         write_lists(run, predictions_path(run, system), ids, lists_table(lists))
+    for system in answering:
+        _check_trained(run, SYSTEMS[system])
+        own = judged_rows(run, system)
+        write_lists(run, predictions_path(run, system), own, answered_lists(run, own))
 
 
 def _encoder_lists(run: Run, split: str, ids: Ids) -> Index:
@@ -113,6 +137,12 @@ def _encoder_lists(run: Run, split: str, ids: Ids) -> Index:
         ((_, found),) = _judged(run, [SystemName.SASREC], split, ids)
     lists, _ = padded(found[c.RANKED])
     return np.pad(lists, ((0, 0), (0, max(run.config.evaluation.ks) - lists.shape[1])))
+
+
+def _answers(system: SystemName) -> bool:
+    """In words."""
+    reads = SYSTEMS[system].reads
+    return reads is not None and reads.answers
 
 
 def score_split(run: Run, systems: Sequence[SystemName], split: str, ids: Ids) -> Iterator[tuple[SystemName, Scores]]:
@@ -139,8 +169,7 @@ def _judged(run: Run, systems: Sequence[SystemName], split: str, ids: Ids) -> It
 
 def _task(run: Run, spec: SystemSpec, split: str) -> ScoringTask:
     assert spec.reads is not None
-    if spec.after is not None and not run.holds(spec.after):
-        raise InputError(f"stage {spec.after} has not run; run jobs/train_stage.py {spec.after} first")
+    _check_trained(run, spec)
     folders: dict[Part, str] = {}
     if spec.after is not None:  # what the stage started from, except for what it trained itself
         stage = run.stage_jobs()[spec.after]
@@ -153,6 +182,11 @@ def _task(run: Run, spec: SystemSpec, split: str) -> ScoringTask:
     )
     beside = read_beside(run.config, spec.reads)
     return ScoringTask(job, RowSource(run.data.folder, split, spec.reads, run.facts.max_len, beside))
+
+
+def _check_trained(run: Run, spec: SystemSpec) -> None:
+    if spec.after is not None and not run.holds(spec.after):
+        raise InputError(f"stage {spec.after} has not run; run jobs/train_stage.py {spec.after} first")
 
 
 def _calls(run: Run, tasks: Mapping[SystemName, ScoringTask], ids: Ids) -> list[dict[str, Any]]:
@@ -174,11 +208,11 @@ def write_scores(run: Run, split: str, path: str, ids: Ids, scores: Scores) -> N
 
 
 def write_lists(run: Run, path: str, ids: Ids, lists: pa.Table) -> None:
-    """Write lists for test rows (LISTS_SCHEMA)."""
+    """Write lists for test rows (LISTS_SCHEMA; of answers in words, ANSWERS_SCHEMA)."""
     rows = _rows(run, "test").frame(ids)
     held_out = pa.ListArray.from_arrays(pa.array(np.arange(len(ids) + 1), pa.int32()), rows[c.ITEM_ID].combine_chunks())
-    columns = {c.USER_ID: rows[c.USER_ID], c.HELD_OUT: held_out, c.RANKED: lists[c.RANKED], c.SCORES: lists[c.SCORES]}
-    _write(path, pa.table(columns).cast(c.LISTS_SCHEMA))
+    columns = {c.USER_ID: rows[c.USER_ID], c.HELD_OUT: held_out, **{name: lists[name] for name in lists.column_names}}
+    _write(path, pa.table(columns).cast(c.ANSWERS_SCHEMA if c.SAID in columns else c.LISTS_SCHEMA))
 
 
 def _write(path: str, table: pa.Table) -> None:

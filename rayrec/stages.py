@@ -32,6 +32,7 @@ class Metric(Name):
     LOG_LOSS = "valid_log_loss"
     NDCG = "valid_ndcg"
     HR = "valid_hr"
+    ANSWERS = "valid_answers"  # mean log-probability of a token of the answers
 
     @property
     def shown(self) -> str:
@@ -52,10 +53,11 @@ _METRIC_TITLES = MappingProxyType(
         Metric.LOG_LOSS: "log loss",
         Metric.NDCG: f"NDCG@{VALID_K}",
         Metric.HR: f"HR@{VALID_K}",
+        Metric.ANSWERS: "log p of answers",
     }
 )
 
-# The first one chooses checkpoints and ends a stage early, unless a stage says otherwise.
+# The first one chooses checkpoints and ends a stage early, unless a configuration says otherwise.
 JUDGED_BY = MappingProxyType(
     {
         Task.CLICK: (Metric.AUC, Metric.UAUC, Metric.AUC_AND_UAUC, Metric.LOG_LOSS),
@@ -78,10 +80,16 @@ class Stream(Name):
     INTERACTIONS = "interactions"  # liked history -> target item
     TEXT_PROMPTS = "text_prompts"  # titles only
     HYBRID_PROMPTS = "hybrid_prompts"  # titles and soft tokens
+    ANSWER_PROMPTS = "answer_prompts"  # names of a session's items, then the names that answer
 
     @property
     def uses_backbone(self) -> bool:
         return self is not Stream.INTERACTIONS
+
+    @property
+    def answers(self) -> bool:
+        """In words, instead of Yes or No."""
+        return self is Stream.ANSWER_PROMPTS
 
 
 class Loss(Name):
@@ -93,13 +101,14 @@ class Loss(Name):
     SAMPLED_SOFTMAX = "sampled_softmax"  # the same against a sample of it
     GBCE = "gbce"  # gSASRec's: BCE against such a sample, calibrated
     CLOZE = "cloze"  # BERT4Rec's: masked items of a sequence against the whole catalogue
+    ANSWER_WORDS = "answer_words"  # a causal language model's, of an answer's tokens alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSpec:
     """What a loss asks for."""
 
-    needs: str = ""  # of the encoder; nothing: any will do
+    needs: str = ""  # who can learn by it; nothing: any encoder
     reads: frozenset[str] = frozenset()  # settings of its own, of the stage
 
 
@@ -113,6 +122,7 @@ LOSSES = MappingProxyType(
         Loss.SAMPLED_SOFTMAX: LossSpec(needs=_FORWARDS, reads=frozenset({"negatives"})),
         Loss.GBCE: LossSpec(needs=_FORWARDS, reads=frozenset({"negatives", "calibration"})),
         Loss.CLOZE: LossSpec(needs="an encoder that reads a sequence both ways"),
+        Loss.ANSWER_WORDS: LossSpec(needs="a language model that answers in words"),
     }
 )
 
@@ -152,6 +162,7 @@ class StageName(Name):
     PRETRAIN_ENCODER = "pretrain_encoder"
     TUNE_LORA = "tune_lora"
     TUNE_HYBRID = "tune_hybrid"
+    TUNE_ANSWERS = "tune_answers"  # only where a configuration has a section of this name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,14 +175,21 @@ class StageSpec:
     optional: frozenset[Part] = frozenset()  # parts that a configuration may train here too, or leave out
     losses: tuple[Loss, ...] = (Loss.LABEL_BCE,)
     tasks: frozenset[Task] = frozenset({Task.CLICK})
+    judged_by: tuple[Metric, ...] = ()  # none: by what its task is judged by
 
+    def judges(self, task: Task) -> tuple[Metric, ...]:
+        """What its validation rows tell; the first one chooses."""
+        return self.judged_by or JUDGED_BY[task]
+
+
+_NEXT_ITEM = frozenset({Task.NEXT_ITEM})
 
 STAGES = MappingProxyType(
     {
         StageName.PRETRAIN_ENCODER: StageSpec(
             trains=frozenset({Part.ENCODER}),
             reads=Stream.INTERACTIONS,
-            losses=tuple(Loss),
+            losses=tuple(loss for loss in Loss if loss is not Loss.ANSWER_WORDS),
             tasks=frozenset(Task),
         ),
         StageName.TUNE_LORA: StageSpec(trains=frozenset({Part.LORA}), reads=Stream.TEXT_PROMPTS),
@@ -180,6 +198,15 @@ STAGES = MappingProxyType(
             reads=Stream.HYBRID_PROMPTS,
             starts_from=(StageName.PRETRAIN_ENCODER, StageName.TUNE_LORA),
             optional=frozenset({Part.LORA}),
+        ),
+        # Its answers would have to be generated, token after token, for a list to be judged: the more likely the right
+        # answers, the better, costs one pass.
+        StageName.TUNE_ANSWERS: StageSpec(
+            trains=frozenset({Part.LORA}),
+            reads=Stream.ANSWER_PROMPTS,
+            losses=(Loss.ANSWER_WORDS,),
+            tasks=_NEXT_ITEM,
+            judged_by=(Metric.ANSWERS,),
         ),
     }
 )
@@ -235,6 +262,7 @@ class SystemName(Name):
     LLMSEQSIM = "llmseqsim"
     EMBEDDING_ENSEMBLE = "embedding_ensemble"
     LLMSEQSIM_POPULARITY = "llmseqsim_popularity"
+    LLMSEQPROMPT = "llmseqprompt"
     ICL = "icl"
     TALLREC = "tallrec"
     SASREC = "sasrec"
@@ -257,8 +285,6 @@ class SystemSpec:
     tasks: frozenset[Task] = frozenset({Task.CLICK})
 
 
-_NEXT_ITEM = frozenset({Task.NEXT_ITEM})
-
 SYSTEMS = MappingProxyType(
     {
         SystemName.YES: SystemSpec(title="Always yes"),
@@ -272,6 +298,13 @@ SYSTEMS = MappingProxyType(
         SystemName.LLMSEQSIM: SystemSpec(title="LLMSeqSim", tasks=_NEXT_ITEM),
         SystemName.EMBEDDING_ENSEMBLE: SystemSpec(title="EmbeddingEnsemble", tasks=_NEXT_ITEM),
         SystemName.LLMSEQSIM_POPULARITY: SystemSpec(title="LLMSeqSim&Popularity", tasks=_NEXT_ITEM),
+        SystemName.LLMSEQPROMPT: SystemSpec(
+            title="LLMSeqPrompt",
+            parts=frozenset({Part.LORA}),
+            after=StageName.TUNE_ANSWERS,
+            reads=Stream.ANSWER_PROMPTS,
+            tasks=_NEXT_ITEM,
+        ),
         SystemName.ICL: SystemSpec(title="ICL", reads=Stream.TEXT_PROMPTS),
         SystemName.TALLREC: SystemSpec(
             title="TALLRec", parts=frozenset({Part.LORA}), after=StageName.TUNE_LORA, reads=Stream.TEXT_PROMPTS

@@ -90,7 +90,8 @@ def stage_jobs(config: Config, data: Prepared, store: str, kept: str | None = No
         InputError: a part that the configuration names is not there.
     """
     jobs: dict[StageName, StageJob] = {}
-    for stage, spec in STAGES.items():
+    for stage in config.stages.written:
+        spec = STAGES[stage]
         parts = config.stages.parents(stage)
         if not data.has(*read_beside(config, spec.reads)) or not jobs.keys() >= set(parts.values()):
             continue

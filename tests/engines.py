@@ -7,7 +7,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from rayrec.batch import Batch, Prompt
 from rayrec.config import Config
 from rayrec.config.training import TuneLoraConfig
+from rayrec.models.answers import answer_words
 from rayrec.models.checkpoints import quiet_transformers
 from rayrec.models.objectives import Objective
 from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build, calibrate_mapper, trainable
@@ -49,6 +50,7 @@ class Case:
     kind: EncoderKind = EncoderKind.SASREC
     alone: bool = False  # no prompts: the encoder's own score
     more: bool = False  # rated histories, and scores that start from the feature floor's
+    answers: bool = False  # in words
 
 
 def name(zero: int, precision: str, world: int, start: str = "") -> str:
@@ -89,16 +91,27 @@ def model(
     kind: EncoderKind = EncoderKind.SASREC,
     *,
     more: bool = False,
+    speaks: bool = False,
 ) -> SASRecLLM:
     """The same weights each time; LoRA's zero matrix is drawn too, so that both of them have a gradient."""
     torch.manual_seed(0)
     shape = ModelShape(users=USERS, items=ITEMS, max_len=MAX_LEN, backbone=folder / "llama", answers=(352, 351))
-    built = build(config(zero, precision, kind, more=more), shape, parts=set(Part), with_backbone=True)
+    of = config(zero, precision, kind, more=more)
+    built = build(of, shape, parts=set(Part), with_backbone=True, speaks=speaks)
     for parameter in built.parts()[Part.LORA].values():
         torch.nn.init.normal_(parameter, std=0.05)
     torch.nn.init.normal_(built.encoder.item.weight, std=1.0)  # type: ignore[union-attr]
     calibrate_mapper(built)
     return built
+
+
+def batch_of(case: Case, step: int) -> Batch:
+    """What the case learns from in a step; answers have as many tokens in every row, so that parts weigh alike."""
+    made = batch(step, alone=case.alone)
+    if case.answers:
+        assert isinstance(made.prompt, Prompt)
+        made = replace(made, prompt=replace(made.prompt, soft_at_B2K=None, answer_at_B=made.prompt.length_B - 5))
+    return made
 
 
 def batch(step: int, *, alone: bool = False) -> Batch:
@@ -127,8 +140,9 @@ def batch(step: int, *, alone: bool = False) -> Batch:
 def rows(whole: Batch, index: Tensor) -> Batch:
     prompt, part = whole.prompt, None
     if prompt is not None:
-        assert isinstance(prompt, Prompt) and prompt.soft_at_B2K is not None
-        part = Prompt(prompt.tokens_BT[index], prompt.length_B[index], prompt.soft_at_B2K[index])
+        assert isinstance(prompt, Prompt)
+        soft, answer = (None if at is None else at[index] for at in (prompt.soft_at_B2K, prompt.answer_at_B))
+        part = Prompt(prompt.tokens_BT[index], prompt.length_B[index], soft, answer)
     return Batch(
         user_B=whole.user_B[index],
         history_BL=whole.history_BL[index],
@@ -176,7 +190,7 @@ def _run_group(rank: int, world: int, cases: Sequence[Case], meeting: Path, devi
 
 
 def _train(case: Case, given: dict[str, Tensor] | None, rank: int, world: int, folder: Path) -> dict[str, Any]:
-    built = model(folder, case.zero, case.precision, case.kind, more=case.more)
+    built = model(folder, case.zero, case.precision, case.kind, more=case.more, speaks=case.answers)
     if given is not None:
         with torch.no_grad():
             for key, parameter in trainable(built, case.trains).items():
@@ -184,7 +198,7 @@ def _train(case: Case, given: dict[str, Tensor] | None, rank: int, world: int, f
     before = {key: value.clone() for key, value in (*built.named_parameters(), *built.named_buffers())}
     settings = config(case.zero, case.precision).engine
     engine = Engine(
-        Objective(built, Loss.LABEL_BCE),
+        Objective(built, Loss.ANSWER_WORDS if case.answers else Loss.LABEL_BCE),
         trains=case.trains,
         engine=settings,
         precision=settings.precision,
@@ -203,11 +217,13 @@ def _train(case: Case, given: dict[str, Tensor] | None, rank: int, world: int, f
             result["cut"] = engine.state()
         mine = torch.arange(rank, ROWS, world)
         built.set_mode(case.trains)
-        result["losses"].append(
-            engine.step([rows(batch(step, alone=case.alone), part) for part in mine.split(MICRO)], step)
-        )
+        result["losses"].append(engine.step([rows(batch_of(case, step), part) for part in mine.split(MICRO)], step))
         result["norms"].append(engine.gradient_norm)
         result["rates"].append(engine.learning_rate)
+    if case.answers:  # as validation asks, beside the engine
+        built.set_mode(())
+        with torch.no_grad():
+            result["told"] = float(answer_words(built, batch_of(case, STEPS).to(engine.device)))
     if case.zero != 3:  # there the weights are in pieces
         after = dict((*built.named_parameters(), *built.named_buffers()))
         result["changed"] = [key for key in before if not torch.equal(before[key], after[key])]

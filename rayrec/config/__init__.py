@@ -7,17 +7,18 @@ import functools
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field, PositiveInt, model_validator
 
 from rayrec.config.data import DataConfig
 from rayrec.config.model import BackboneConfig, EncoderConfig, LoraConfig, MapperConfig
-from rayrec.config.ranking import NamesConfig, RankingConfig
+from rayrec.config.ranking import LLMSeqPromptConfig, NamesConfig, RankingConfig
 from rayrec.config.section import Section
 from rayrec.config.trackers import TrackersConfig
 from rayrec.config.training import ClusterConfig, EngineConfig, FastConfig, StagesConfig
-from rayrec.stages import ENCODERS, JUDGED_BY, LOSSES, STAGES, History, Loss, Metric, Part, StageName, Task
+from rayrec.stages import ENCODERS, LOSSES, STAGES, History, Loss, Metric, Part, StageName, Task
 
 STORE = "store"  # folder beside the runs
 
@@ -61,7 +62,7 @@ class Config(Section):
         if self.name == STORE:
             raise ValueError(f"name: {STORE!r} is the folder of stage results that runs share; choose another name")
         self._check_task()
-        for name in STAGES:
+        for name in self.stages.written:
             self._check_loss(name)
             self._check_judge(name)
             for workers in range(self.cluster.least, self.cluster.most + 1):
@@ -92,6 +93,11 @@ class Config(Section):
                 if getattr(section, key) != type(section).model_fields[key].default:
                     raise ValueError(f"{path}: for data.task next_item only; leave it out")
             return
+        if self.ranking.llmseqprompt != LLMSeqPromptConfig() and self.stages.tune_answers is None:
+            raise ValueError(
+                "ranking.llmseqprompt: nothing is asked of a language model that no stage tunes; write"
+                " stages.tune_answers, or leave it out"
+            )
         for asked, key in (
             (self.encoder.history is History.RATED, "encoder.history: rated"),
             (self.encoder.offset, f"encoder.offset: {self.encoder.offset}"),
@@ -115,11 +121,11 @@ class Config(Section):
 
     def judged_by(self, name: StageName) -> Metric:
         """What chooses among a stage's checkpoints; more is better."""
-        return self.stages[name].judged_by or JUDGED_BY[self.data.task][0]
+        return self.stages[name].judged_by or STAGES[name].judges(self.data.task)[0]
 
     def _check_judge(self, name: StageName) -> None:
         chosen = self.stages[name].judged_by
-        offered = [metric for metric in JUDGED_BY[self.data.task] if metric.more_is_better]
+        offered = [metric for metric in STAGES[name].judges(self.data.task) if metric.more_is_better]
         if chosen is not None and chosen not in offered:
             raise ValueError(
                 f"stages.{name}.judged_by: {chosen} does not choose checkpoints for data.task {self.data.task}; write"
@@ -140,7 +146,7 @@ class Config(Section):
             )
 
 
-_OF_NEXT_ITEMS = ("encoder.initial", "names", "ranking", "evaluation.ks")  # what only they read
+_OF_NEXT_ITEMS = ("encoder.initial", "names", "ranking", "stages.tune_answers", "evaluation.ks")  # only they read it
 
 
 def micro_batch_rows(config: Config, name: StageName, workers: int) -> int:
@@ -170,9 +176,10 @@ _YOUNGER = (
     "mapper.offset",
     "stages.pretrain_encoder.negatives",
     "stages.pretrain_encoder.calibration",
-    *(f"stages.{stage}.judged_by" for stage in STAGES),
+    *(f"stages.{stage}.judged_by" for stage in Config().stages.written),
     *(f"ranking.{hybrid}" for hybrid in ("embedding_ensemble", "llmseqsim_popularity", "llmseqsim_sequential")),
     *_OF_NEXT_ITEMS,
+    "ranking.llmseqprompt",
 )
 
 
@@ -182,10 +189,16 @@ def identity(config: Config) -> dict[str, Any]:
     usual = Config().model_dump(mode="json")
     for path in _YOUNGER:
         *sections, key = path.split(".")
-        held, default = (functools.reduce(dict.__getitem__, sections, tree) for tree in (content, usual))
-        if held[key] == default[key]:
+        held, default = (_section(tree, sections) for tree in (content, usual))
+        if key in held and held[key] == default[key]:
             del held[key], default[key]
     return content
+
+
+def _section(tree: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """Empty where it was left out with what holds it."""
+    section: dict[str, Any] = functools.reduce(lambda held, key: held.get(key, {}), path, tree)
+    return section
 
 
 def fingerprint(content: Any) -> str:

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rayrec.config.section import Section
+from rayrec.stages import Form
 
 # Spelled out here, since the configuration knows no model; tests hold them to the enumerations of `rayrec.models`.
 Decay = Literal["none", "constant_linear", "scaling_linear", "scaling_quadratic", "log", "harmonic", "harmonic_squared"]
@@ -72,8 +73,27 @@ class PopularityConfig(Section):
     quantiles: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((0.25, 0.5, 0.75), min_length=1)
 
 
+class LLMSeqPromptConfig(Section):
+    """https://arxiv.org/abs/2402.01339, section 4; `stages.tune_answers` trains it."""
+
+    form: Form = Form.GENITEM
+    k: PositiveInt = 20  # names of a list; of genitem: names drawn, one after another
+    clusters: PositiveInt = 200  # class: that the catalogue comes in
+    temperature: PositiveFloat = 0.25  # genitem: of what is drawn
+    name_tokens: PositiveInt = 40  # an answer is cut behind so many for each name that is asked for
+    sessions: PositiveInt | None = None  # test sessions that are asked, a fixed, seeded sample; None: all of them
+
+    @model_validator(mode="after")
+    def _fits_its_form(self) -> "LLMSeqPromptConfig":
+        for key, form in (("clusters", Form.CLASS), ("temperature", Form.GENITEM)):
+            default = type(self).model_fields[key].default
+            if self.form is not form and getattr(self, key) != default:
+                raise ValueError(f"{self.form} does not read {key}; leave it out, or at its default, {default}")
+        return self
+
+
 class RankingConfig(Section):
-    """Systems that learn nothing but counts, and hybrids; these are `rayrec.models.ranking.hybrids`."""
+    """Systems that learn nothing but counts, one asked in words, and hybrids: `rayrec.models.ranking.hybrids`."""
 
     sknn: SKNNConfig = SKNNConfig()
     v_sknn: VSKNNConfig = VSKNNConfig()
@@ -81,6 +101,7 @@ class RankingConfig(Section):
     embedding_ensemble: EmbeddingEnsembleConfig = EmbeddingEnsembleConfig()
     llmseqsim_popularity: PopularityConfig = PopularityConfig()
     llmseqsim_sequential: PopularityConfig = PopularityConfig()
+    llmseqprompt: LLMSeqPromptConfig = LLMSeqPromptConfig()
 
 
 class InitialConfig(Section):

@@ -131,15 +131,20 @@ class TuneHybridConfig(TuneLoraConfig):
     part_lr: Mapping[Part, PositiveFloat] = {Part.ENCODER: 1e-4}  # at the mapper's rate the encoder forgets
 
 
+class TuneAnswersConfig(TuneLoraConfig):
+    loss: Loss = Loss.ANSWER_WORDS
+
+
 class StagesConfig(Section):
     pretrain_encoder: PretrainEncoderConfig = PretrainEncoderConfig()
     tune_lora: TuneLoraConfig = TuneLoraConfig()
     tune_hybrid: TuneHybridConfig = TuneHybridConfig()
+    tune_answers: TuneAnswersConfig | None = None  # None: there is no LLMSeqPrompt
 
     @model_validator(mode="after")
     def _follow_the_table(self) -> "StagesConfig":
-        for name, spec in STAGES.items():
-            stage, trained = self[name], self.trained(name)
+        for name in self.written:
+            spec, stage, trained = STAGES[name], self[name], self.trained(name)
             if stage.loss not in spec.losses:
                 raise ValueError(f"{name}.loss: {stage.loss} is not offered; choose {' or '.join(spec.losses)}")
             strange = (trained - spec.trains - spec.optional) | (stage.part_lr.keys() - spec.trains - trained)
@@ -168,8 +173,14 @@ class StagesConfig(Section):
             raise ValueError(f"{where}.{part}: none, but {name}.trains names {part}; write fresh, or take it out there")
 
     def __getitem__(self, name: StageName) -> StageConfig:
-        stage: StageConfig = getattr(self, name.value)
+        stage: StageConfig | None = getattr(self, name.value)
+        assert stage is not None
         return stage
+
+    @property
+    def written(self) -> tuple[StageName, ...]:
+        """The stages that there are, in the order of training."""
+        return tuple(name for name in STAGES if getattr(self, name.value) is not None)
 
     def trained(self, name: StageName) -> frozenset[Part]:
         """Parts that a stage trains."""
@@ -198,7 +209,7 @@ class StagesConfig(Section):
 
         A folder in the place of a part leaves its stage in: the run's tables still have a row for it.
         """
-        offered = [name for name, spec in STAGES.items() if task in spec.tasks]
+        offered = [name for name in self.written if task in STAGES[name].tasks]
         handed_on = {source for name in offered for source in inherited(name).values()}
         wanted = {
             source

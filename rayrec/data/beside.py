@@ -17,6 +17,7 @@ class Beside(Name):
     PROMPTS = "prompts"
     RATED = "rated"  # histories of all rated items
     FLOOR = "floor"  # the feature floor's logits
+    ANSWERS = "answers"  # prompts that ask for items by name, and their answers
 
     def mark(self, folder: str) -> str:
         """Where the mark lies; it is there once all files are."""
@@ -35,8 +36,9 @@ def read_beside(config: Config, *streams: Stream) -> frozenset[Beside]:
     of_hybrids = config.encoder.offset if config.mapper.offset == ENCODER else config.mapper.offset
     offsets = {Stream.INTERACTIONS: config.encoder.offset, Stream.HYBRID_PROMPTS: of_hybrids}
     asked = {
-        Beside.PROMPTS: any(stream.uses_backbone for stream in streams),
+        Beside.PROMPTS: not {Stream.TEXT_PROMPTS, Stream.HYBRID_PROMPTS}.isdisjoint(streams),
         Beside.RATED: config.encoder.history is History.RATED and set(streams) != {Stream.TEXT_PROMPTS},
         Beside.FLOOR: any(offsets.get(stream) for stream in streams),
+        Beside.ANSWERS: Stream.ANSWER_PROMPTS in streams,
     }
     return frozenset(beside for beside, is_read in asked.items() if is_read)

@@ -44,6 +44,10 @@ TITLE_AT: Final = "title_at"
 TEXT_TITLE_AT: Final = "text_title_at"
 SHARED: Final = "shared"
 ANSWER_AT: Final = "answer_at"
+OFFERED: Final = "offered"
+SAID: Final = "said"
+UNKNOWN: Final = "unknown"
+BARRED: Final = "barred"
 
 UNKNOWN_USER: Final = -1  # a user id that no prepared row has
 
@@ -100,6 +104,7 @@ NEXT_PROMPTS_SCHEMA: Final = pa.schema(
     [
         (TEXT_TOKENS, pa.list_(pa.int32())),  # the prompt, then its answer
         (ANSWER_AT, pa.int32()),  # where the answer starts; the length of the prompt where there is none
+        (OFFERED, pa.list_(pa.int32())),  # item ids that the prompt offers; null where it offers none
     ]
 )
 PREDICTIONS_SCHEMA: Final = pa.schema(
@@ -119,5 +124,14 @@ LISTS_SCHEMA: Final = pa.schema(
         (HELD_OUT, pa.list_(pa.int32())),  # what followed
         (RANKED, pa.list_(pa.int32())),  # item ids, best first; shorter where a system knows no more
         (SCORES, pa.list_(pa.float32())),  # of RANKED; null where a system has none
+    ]
+)
+# The same of a system that answers in words.
+ANSWERS_SCHEMA: Final = pa.schema(
+    [
+        *LISTS_SCHEMA,
+        (SAID, pa.int32()),  # names that were looked at: no more than the list has places
+        (UNKNOWN, pa.int32()),  # of them those that no item has
+        (BARRED, pa.int32()),  # those of an item that was named before, is in the prompt or was not offered
     ]
 )

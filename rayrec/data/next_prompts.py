@@ -88,7 +88,11 @@ class NextPromptEncoder:
         none: Sequence[Ids] = [()] * len(prompts)
         parts = (prompts.each(), answers.each() if answers else none, offered.each() if offered else none)
         rows = [self.encode(*row) for row in zip(*parts, strict=True)]
-        columns = {c.TEXT_TOKENS: [row.tokens for row in rows], c.ANSWER_AT: [row.answer_at for row in rows]}
+        columns = {
+            c.TEXT_TOKENS: [row.tokens for row in rows],
+            c.ANSWER_AT: [row.answer_at for row in rows],
+            c.OFFERED: [items.tolist() for items in offered.each()] if offered else [None] * len(rows),
+        }
         return pa.table(columns, schema=c.NEXT_PROMPTS_SCHEMA)
 
     def render(self, history: Ids, answer: Ids = (), offered: Ids = ()) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,15 @@ from rayrec.sessions import Sessions
 from rayrec.stages import Stream
 
 HISTORY = c.HISTORY  # of a fetched table: list<int32>, oldest first
+
+# Where a stream's prompts lie, and which columns of them it reads; the first are the tokens.
+_PROMPTS = MappingProxyType(
+    {
+        Stream.TEXT_PROMPTS: (Beside.PROMPTS, (c.TEXT_TOKENS, c.TEXT_TITLE_AT)),
+        Stream.HYBRID_PROMPTS: (Beside.PROMPTS, (c.HYBRID_TOKENS, c.USER_AT, c.TITLE_AT, c.ITEM_AT)),
+        Stream.ANSWER_PROMPTS: (Beside.ANSWERS, (c.TEXT_TOKENS, c.ANSWER_AT)),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,10 @@ class OpenRows:
         self.source = source
         self._rows = open_table(f"{source.folder}/{source.split}.parquet")
         self._floor = self._beside(Beside.FLOOR) if Beside.FLOOR in source.beside else None
-        self._prompts = self._beside(Beside.PROMPTS) if source.stream.uses_backbone else None
+        self._prompts = None
+        if source.stream in _PROMPTS:
+            beside, columns = _PROMPTS[source.stream]
+            self._prompts = self._beside(beside).select(columns)
         self._labels: pa.Array | None = None
         if Beside.RATED in source.beside:
             users = open_table(f"{source.folder}/{Beside.RATED}/users.parquet")
@@ -69,8 +82,7 @@ class OpenRows:
         if self._prompts is None:
             shown: NDArray[np.int32] = np.minimum(self._seen.to_numpy(), self.source.max_len).astype(np.int32)
             return shown
-        column = c.HYBRID_TOKENS if self.source.stream is Stream.HYBRID_PROMPTS else c.TEXT_TOKENS
-        lengths: NDArray[np.int32] = pc.list_value_length(self._prompts[column]).to_numpy()
+        lengths: NDArray[np.int32] = pc.list_value_length(self._prompts[0]).to_numpy()
         return lengths
 
     @cached_property
@@ -101,12 +113,9 @@ class OpenRows:
         if self._floor is not None:
             columns[c.FLOOR] = self._floor[c.FLOOR].take(ids).combine_chunks()
         if self._prompts is not None:
-            wanted = [c.TEXT_TOKENS, c.TEXT_TITLE_AT]
             columns[c.SHARED] = pa.array(self.shared[ids])
-            if self.source.stream is Stream.HYBRID_PROMPTS:
-                wanted = [c.HYBRID_TOKENS, c.USER_AT, c.TITLE_AT, c.ITEM_AT]
-            prompts = self._prompts.select(wanted).take(ids)
-            columns |= {name: prompts[name].combine_chunks() for name in wanted}
+            prompts = self._prompts.take(ids)
+            columns |= {name: prompts[name].combine_chunks() for name in prompts.column_names}
         return pa.table(columns)
 
     def sessions(self, ids: Ids, *, with_target: bool = False) -> Sessions:

@@ -15,6 +15,7 @@ from rayrec.config import Config, fingerprint, identity
 from rayrec.data.beside import Beside, read_beside
 from rayrec.experiment.settings import Experiment, needed_stages
 from rayrec.name_tables import NameTable, tables_read
+from rayrec.preparation import answer_settings
 from rayrec.run import Run
 from rayrec.scoring import choice_path, predictions_path
 from rayrec.stages import STAGES, SYSTEMS, StageName, SystemName
@@ -75,6 +76,7 @@ def data_folder(experiment: Experiment, config: Config) -> str:
     """
     what = {"data": config.data.model_dump(mode="json"), "seed": experiment.base.seed}
     what |= {"backbone": list(config.backbone.sources)}  # its tokenizer cuts the prompts
+    what |= answer_settings(config)
     return storage.join(store_folder(config), "data", fingerprint(what)[:_DIGITS])
 
 

@@ -100,10 +100,11 @@ def _prepare(experiment: Experiment, room: dict[str, float]) -> None:
     for variant in variants(experiment):
         for config in variant.configs:
             check_fits(config.cluster, room)
-        made = prepare_rows(variant.configs[0].model_copy(update={"seed": experiment.base.seed}), variant.data)
+        config = variant.configs[0].model_copy(update={"seed": experiment.base.seed})
+        made = prepare_rows(config, variant.data)
         fold = "" if variant.fold is None else f"fold {variant.fold}, "
         print(f"data  {fold}{'prepared' if made else 'prepared before'}: {variant.data.folder}", flush=True)
-        prepare_beside(variant.configs[0], variant.data, variant.beside)
+        prepare_beside(config, variant.data, variant.beside)
         rows = _sampled_rows(Run(variant.configs[0], prepared=variant.data.folder))
         first = firsts.setdefault(variant.fold, (variant.titles[0], rows))
         if not rows.equals(first[1]):

@@ -3,7 +3,7 @@
 from rayrec.metrics.bins import quantile_bin, reliability
 from rayrec.metrics.folds import mean_of_folds, pooled_deviation
 from rayrec.metrics.pointwise import METRICS
-from rayrec.metrics.ranking import SESSION_METRICS, catalogue_coverage, session_metrics
+from rayrec.metrics.ranking import SESSION_METRICS, answer_shares, catalogue_coverage, session_metrics
 from rayrec.metrics.session_bootstrap import session_differences, session_estimates
 from rayrec.metrics.significance import (
     SLICES,
@@ -25,6 +25,7 @@ __all__ = [
     "Difference",
     "Estimate",
     "Resampled",
+    "answer_shares",
     "catalogue_coverage",
     "evaluate",
     "evaluate_slices",

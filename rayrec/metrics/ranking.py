@@ -89,6 +89,22 @@ def catalogue_coverage(ranked: npt.ArrayLike, items: int, k: int) -> float:
     return int((top > 0).sum()) / items
 
 
+def answer_shares(said: npt.ArrayLike, unknown: npt.ArrayLike, barred: npt.ArrayLike) -> dict[str, float | None]:
+    """How many names stand in answers in words, and the shares of them that were mapped to another item, or to none.
+
+    Args:
+        said: names in each session's answer; shape (sessions,).
+        unknown: of them those that no item has.
+        barred: those of an item that may not stand where it is named.
+
+    Returns:
+        names; unknown and barred, as shares of them; mapped, the sum of the two. None for shares of no names.
+    """
+    names, *mapped = (int(np.sum(counts)) for counts in (said, unknown, barred))
+    shares = [count / names if names else None for count in (*mapped, sum(mapped))]
+    return dict(zip(("names", "unknown", "barred", "mapped"), (names, *shares), strict=True))
+
+
 def _check(lists: IntArray, truth: Sessions, events: IntArray, ks: Sequence[int]) -> None:
     if lists.ndim != 2 or len(lists) != len(truth):
         raise ValueError(f"ranked has shape {lists.shape} for {len(truth)} sessions; it must be (sessions, places)")

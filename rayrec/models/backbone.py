@@ -22,6 +22,21 @@ from rayrec.models.dropout import replace_dropouts
 from rayrec.models.packing import Packed, Pieces, joined, pack
 
 
+class WordLoss(nn.Module):
+    """The output head of a language model, as its loss reads it.
+
+    A module of its own: ZeRO-3 gathers a module's weights for its forward pass, and for nothing else in validation.
+    """
+
+    def __init__(self, weight_VH: nn.Parameter) -> None:
+        super().__init__()
+        self.weight_VH = weight_VH
+
+    def forward(self, states_NH: Tensor, token_N: Tensor) -> Tensor:
+        """Mean of -log p of each state's next token, fp32 scalar; 0 where N is 0."""
+        return catalogue_cross_entropy(states_NH, self.weight_VH, token_N)
+
+
 class Backbone(nn.Module):
     """Embeddings in, one logit a prompt out: "Yes" against "No" (or "Yes" alone); with a head, the loss of answers."""
 
@@ -29,7 +44,7 @@ class Backbone(nn.Module):
         """``answer_rows_2H`` are the output head's rows of "Yes" and "No"."""
         super().__init__()
         self.decoder = decoder
-        self.head: nn.Module | None = None  # the whole output head, where answers are words
+        self.word_loss: WordLoss | None = None  # where answers are words
         self.yes_only = yes_only
         self.recomputes = False  # gradient checkpointing: layers keep no keys and values
         self.parts_suffixes = False  # its attention knows suffixes from prefixes
@@ -71,15 +86,13 @@ class Backbone(nn.Module):
 
         Logits over the vocabulary are made for these tokens alone, and only some of them at a time.
         """
-        assert self.head is not None and prompt.answer_at_B is not None
+        assert self.word_loss is not None and prompt.answer_at_B is not None
         next_1T = torch.arange(1, prompt.tokens_BT.shape[1], device=prompt.tokens_BT.device)[None]
         is_answer_BT = (next_1T >= prompt.answer_at_B[:, None]) & (next_1T < prompt.length_B[:, None])
         embeddings_BTH = self.embed(prompt.tokens_BT)
         states_BTH = self.decoder(inputs_embeds=embeddings_BTH, use_cache=False).last_hidden_state
-        weight_VH: Tensor = self.head.weight  # type: ignore[assignment]
-        return catalogue_cross_entropy(
-            states_BTH[:, :-1][is_answer_BT], weight_VH, prompt.tokens_BT[:, 1:][is_answer_BT]
-        )
+        loss: Tensor = self.word_loss(states_BTH[:, :-1][is_answer_BT], prompt.tokens_BT[:, 1:][is_answer_BT])
+        return loss
 
     def answer_split(
         self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt, *, prefix_learns: bool
@@ -179,16 +192,18 @@ def load_backbone(
     dtype: torch.dtype,
     checkpointing: bool = False,
     quantised: bool = False,
+    speaks: bool = False,
 ) -> Backbone:
     """The frozen backbone in ``folder`` (transformers layout); ``answers`` are the token ids of "Yes" and "No".
 
-    ``quantised``: linear layers in 4 bits (NF4, constants quantised again), on this process's GPU.
+    ``quantised``: linear layers in 4 bits (NF4, constants quantised again), on this process's GPU. ``speaks``: it can
+    learn answers in words, too.
 
     Raises:
-        InputError: the folder holds no causal LM that transformers can load.
+        InputError: the folder holds no causal LM that transformers can load, or none that can learn to speak.
     """
     model = load_causal_lm(folder, dtype=dtype, quantised=quantised)
-    return _backbone(model, answers, yes_only, checkpointing)
+    return _backbone(model, answers, yes_only, checkpointing, speaks)
 
 
 def load_causal_lm(folder: Path, *, dtype: torch.dtype, quantised: bool = False) -> Any:
@@ -217,7 +232,13 @@ def _nf4(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def empty_backbone(
-    shape: Path, *, answers: tuple[int, int], yes_only: bool, dtype: torch.dtype, checkpointing: bool = False
+    shape: Path,
+    *,
+    answers: tuple[int, int],
+    yes_only: bool,
+    dtype: torch.dtype,
+    checkpointing: bool = False,
+    speaks: bool = False,
 ) -> Backbone:
     """The same with no weights loaded and nothing quantised, on torch's default device, which may be "meta".
 
@@ -233,29 +254,30 @@ def empty_backbone(
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{shape}: not the configuration of a causal language model: {error}") from None
-    return _backbone(model, answers, yes_only, checkpointing)
+    return _backbone(model, answers, yes_only, checkpointing, speaks)
 
 
-def speaking_backbone(model: Any, *, answers: tuple[int, int], checkpointing: bool = False) -> Backbone:
-    """A backbone that keeps its output head, around the very weights of ``model``.
+def speaking_backbone(model: Any, *, answers: tuple[int, int]) -> Backbone:
+    """A backbone that learns answers in words, around the very weights of ``model``.
 
     Raises:
         InputError: the head adds a bias to its products, which the loss of answers leaves out.
     """
-    backbone = _backbone(model, answers, yes_only=False, checkpointing=checkpointing)
-    backbone.head = model.get_output_embeddings().requires_grad_(False)
-    if getattr(backbone.head, "bias", None) is not None:
-        raise InputError("backbone: its output head has a bias, which answers in words do not know; choose another one")
-    return backbone
+    return _backbone(model, answers, yes_only=False, checkpointing=False, speaks=True)
 
 
-def _backbone(model: Any, answers: tuple[int, int], yes_only: bool, checkpointing: bool) -> Backbone:
+def _backbone(model: Any, answers: tuple[int, int], yes_only: bool, checkpointing: bool, speaks: bool) -> Backbone:
     rows = model.get_output_embeddings().weight[list(answers)].detach()
     decoder = model.get_decoder()
     if checkpointing:
         decoder.gradient_checkpointing_enable({"use_reentrant": False})  # the reentrant kind needs trained embeddings
     backbone = Backbone(decoder.requires_grad_(False), rows, yes_only=yes_only)
     backbone.recomputes = checkpointing
+    if speaks:
+        head = model.get_output_embeddings().requires_grad_(False)
+        if getattr(head, "bias", None) is not None:
+            raise InputError("backbone: its output head has a bias, which answers in words lack; choose another one")
+        backbone.word_loss = WordLoss(head.weight)
     return backbone
 
 

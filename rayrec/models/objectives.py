@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayrec.batch import Batch
+from rayrec.models.answers import answer_words
 from rayrec.models.bert4rec import BERT4Rec
 from rayrec.models.catalogue_sample import Sampled, gbce_loss, sampled_logits, sampled_softmax_loss
 from rayrec.models.catalogue_softmax import catalogue_cross_entropy
@@ -111,6 +112,7 @@ OBJECTIVES: Mapping[Loss, Callable[..., Tensor]] = MappingProxyType(
         Loss.SAMPLED_SOFTMAX: sampled_softmax,
         Loss.GBCE: gbce,
         Loss.CLOZE: cloze,
+        Loss.ANSWER_WORDS: answer_words,
     }
 )
 

@@ -158,8 +158,13 @@ def build_encoder(config: EncoderConfig, shape: ModelShape) -> Encoder:
     return SASRec(config, items=shape.items, max_len=shape.max_len)
 
 
-def build(config: Config, shape: ModelShape, *, parts: Collection[Part], with_backbone: bool) -> SASRecLLM:
-    """A fresh model with ``parts``; seed torch first, since this draws the initial weights."""
+def build(
+    config: Config, shape: ModelShape, *, parts: Collection[Part], with_backbone: bool, speaks: bool = False
+) -> SASRecLLM:
+    """A fresh model with ``parts``; seed torch first, since this draws the initial weights.
+
+    ``speaks``: its backbone learns answers in words.
+    """
     encoder = build_encoder(config.encoder, shape) if Part.ENCODER in parts else None
     backbone = None
     if with_backbone:
@@ -172,6 +177,7 @@ def build(config: Config, shape: ModelShape, *, parts: Collection[Part], with_ba
             yes_only=config.backbone.score == "yes",
             dtype=DTYPES[config.engine.precision],
             checkpointing=config.engine.gradient_checkpointing,
+            speaks=speaks,
         )
         backbone.replace_attention(products=config.fast.plain_attention)
         if Part.LORA in parts:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from rayrec.metrics import session_differences
@@ -24,6 +25,7 @@ METRICS: Final[Mapping[str, str]] = {
     "serendipity": "Serendipity",
     "novelty": "Novelty",
 }
+COMMON: Final = "common"  # the slice of sessions that every system was asked for
 _COMPARED: Final = ("ndcg", "hr", "mrr")
 _RESAMPLES, _SEED = 1000, 0  # of the paired differences, which the page computes itself
 
@@ -37,7 +39,7 @@ class ListReportData:
     versions: Mapping[str, str]  # package -> version
     manifest: Mapping[str, Any]
     metrics: Mapping[str, SystemMetrics]  # system -> slice -> {"counts", "metrics"}, metrics as "ndcg@20"
-    values: Mapping[str, Mapping[str, FloatArray]]  # system -> metric -> one number a session
+    values: Mapping[str, Mapping[str, FloatArray]]  # system -> metric -> one number a session, NaN where not asked
     titles: Mapping[
         str, str
     ]  # system -> display title; gives the order, and the first is what others are compared with
@@ -55,6 +57,10 @@ def write_list_report(data: ListReportData, folder: Path) -> Path:
     sample = f"Sample: {data.sample.rstrip('.')}."
     first, longest = next(iter(data.titles.values())), max(data.ks)
     small = "Small type: 95% interval, bootstrap over sessions. Bold: best, whether or not intervals overlap."
+    if len(_whole(data, "all")) < len(data.titles):
+        small += (
+            " Who was asked for fewer sessions than others is never bold; the slice Common is of the same sessions."
+        )
     made = [
         _list_table("headline", data, [f"{name}@{longest}" for name in METRICS], ("all",), f"{small} {sample}"),
         _list_table(
@@ -74,10 +80,13 @@ def write_list_report(data: ListReportData, folder: Path) -> Path:
             "Warm: the target is well represented in training; cold: the rest. History: items before the target."
             f" Popularity: the target's events in training. Bins hold about as many sessions each. {small} {sample}",
         ),
-        tables.stage_table(data.progress, f"Medians over the logged steps of each stage. {sample}", Metric.NDCG),
+        tables.stage_table(data.progress, f"Medians over the logged steps of each stage. {sample}", _judges(data)),
         *data_tables(data.manifest, sample),
         tables.pairs_table("versions", data.versions, f"Packages that produced these numbers. {sample}"),
     ]
+    answers = {data.titles[system]: slices["all"].get("answers") for system, slices in data.metrics.items()}
+    if any(answers.values()):
+        made.append(answer_table(answers, sample))
     curves = Drawn(
         name="training",
         figure=training_figure(data.progress, (Metric.NDCG, Metric.HR)),
@@ -93,6 +102,41 @@ def write_list_report(data: ListReportData, folder: Path) -> Path:
     )
 
 
+def answer_table(answers: Mapping[str, Mapping[str, float] | None], sample: str) -> Table:
+    """Of every title that answers in words, how many names it said and the shares that were mapped."""
+    told = {title: shares for title, shares in answers.items() if shares is not None}
+    shown = ("unknown", "barred", "mapped")
+    rows = tuple(
+        (
+            Cell(title, number=False),
+            Cell(tables.plain(shares["names"])),
+            *(Cell(tables.fixed(tables.number(shares[key]))) for key in shown),
+        )
+        for title, shares in told.items()
+    )
+    return Table(
+        name="answers",
+        caption="Every answer is an item. In the place of a name that no item has (unknown), or of an item that was"
+        " named before, is in the session or was not offered (barred), stands the item left whose name is most like it."
+        f" Mapped: both together. {sample}",
+        header=("System", "Names said", *(key.capitalize() for key in shown)),
+        rows=rows,
+        csv=pd.DataFrame([{"title": title, **shares} for title, shares in told.items()]),
+    )
+
+
+def _whole(data: ListReportData, part: str) -> list[str]:
+    """The systems that were asked for all sessions of a slice."""
+    counts = {system: tables.count(data.metrics, system, part, "sessions") for system in data.titles}
+    return [system for system, count in counts.items() if count == max(counts.values())]
+
+
+def _judges(data: ListReportData) -> list[Metric]:
+    """What the stages were judged by."""
+    told = {key for lines in data.progress.values() for line in lines for key in line}
+    return [Metric.NDCG, *(metric for metric in (Metric.ANSWERS,) if metric.value in told)]
+
+
 def shown_metric(metric: str) -> str:
     """``ndcg@20`` as tables show it."""
     name, _, k = metric.partition("@")
@@ -103,12 +147,16 @@ def _list_table(name: str, data: ListReportData, columns: Sequence[str], parts: 
     """Systems as rows, grouped by slice when there are several; each metric with its interval; then the counts."""
     rows, records = [], []
     for part in parts:
-        best = {metric: tables.best_value(data.metrics, data.titles, part, metric) for metric in columns}
+        whole = {system: data.titles[system] for system in _whole(data, part)}
+        best = {metric: tables.best_value(data.metrics, whole, part, metric) for metric in columns}
         for index, (system, title) in enumerate(data.titles.items()):
             found = {metric: tables.estimate(data.metrics, system, part, metric) for metric in columns}
             sessions, items = (tables.count(data.metrics, system, part, key) for key in ("sessions", "items"))
             group = [Cell(part.capitalize() if not index else "", number=False)] if len(parts) > 1 else []
-            cells = [tables.estimate_cell(value, best=value.value == best[metric]) for metric, value in found.items()]
+            cells = [
+                tables.estimate_cell(value, best=system in whole and value.value == best[metric])
+                for metric, value in found.items()
+            ]
             counts = Cell(f"{sessions:,}", f"{items:,} targets")
             rows.append((*group, Cell(title, series=index, number=False), *cells, counts))
             record: dict[str, Any] = {"slice": part, "system": system, "title": title, "sessions": sessions}
@@ -121,11 +169,12 @@ def _list_table(name: str, data: ListReportData, columns: Sequence[str], parts: 
 
 
 def _difference_table(data: ListReportData, columns: Sequence[str], caption: str) -> Table:
-    """Each system minus the first one."""
+    """Each system minus the first one, in the sessions that both were asked for."""
     reference, *others = data.titles
     rows, records = [], []
     for index, system in enumerate(others, 1):
-        own, other = ({metric: data.values[name][metric] for metric in columns} for name in (system, reference))
+        both = np.isfinite(data.values[system][columns[0]] + data.values[reference][columns[0]])
+        own, other = ({metric: data.values[name][metric][both] for metric in columns} for name in (system, reference))
         cells = [Cell(data.titles[system], series=index, number=False)]
         record: dict[str, Any] = {"system": system, "minus": reference}
         for metric, found in session_differences(own, other, resamples=_RESAMPLES, seed=_SEED).items():

@@ -122,23 +122,25 @@ def difference_table(predictions: Mapping[str, pd.DataFrame], titles: Mapping[st
 
 
 def stage_table(
-    progress: Mapping[str, Sequence[Mapping[str, Any]]], caption: str, judged_by: Metric = Metric.AUC
+    progress: Mapping[str, Sequence[Mapping[str, Any]]], caption: str, judges: Sequence[Metric] = (Metric.AUC,)
 ) -> Table:
-    """Steps, throughput (medians over the logged steps) and the best value on validation rows of each stage."""
+    """Steps, throughput (medians over the logged steps) and the best values on validation rows of each stage."""
     rows, records = [], []
     for stage, lines in progress.items():
-        series = {
-            key: column(lines, key) for key in ("step", "rows_per_s", "tokens_per_s", "wait_share", judged_by.value)
-        }
+        series = {key: column(lines, key) for key in ("step", "rows_per_s", "tokens_per_s", "wait_share")}
         steps = series["step"].max() if len(series["step"]) else math.nan
         middle = {key: _median(series[key]) for key in ("rows_per_s", "tokens_per_s", "wait_share")}
-        best = series[judged_by.value].max() if len(series[judged_by.value]) else math.nan
+        told = {judge: column(lines, judge.value) for judge in judges}
+        best = {judge: values.max() if len(values) else math.nan for judge, values in told.items()}
         rate = [Cell(plain(middle[key], 3)) for key in ("rows_per_s", "tokens_per_s")]
         wait = middle["wait_share"]
         waited = Cell(DASH if math.isnan(wait) else f"{100 * wait:.1f}%")
-        rows.append((Cell(stage, number=False), Cell(plain(steps)), *rate, waited, Cell(fixed(best))))
-        records.append({"stage": stage, "steps": steps, **middle, f"best_{judged_by}": best})
-    header = ("Stage", "Steps", "Rows/s", "Tokens/s", "Waiting for data", f"Best valid. {judged_by.shown}")
+        rows.append(
+            (Cell(stage, number=False), Cell(plain(steps)), *rate, waited, *(Cell(fixed(best[j])) for j in judges))
+        )
+        records.append({"stage": stage, "steps": steps, **middle, **{f"best_{j}": best[j] for j in judges}})
+    shown = (f"Best valid. {judge.shown}" for judge in judges)
+    header = ("Stage", "Steps", "Rows/s", "Tokens/s", "Waiting for data", *shown)
     return Table(name="throughput", caption=caption, header=header, rows=tuple(rows), csv=pd.DataFrame(records))
 
 

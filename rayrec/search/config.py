@@ -12,7 +12,7 @@ from rayrec.config.section import Section
 from rayrec.errors import InputError
 from rayrec.search.space import Distribution, check_space, data_variants, grid
 from rayrec.settings import explain, load, override, read_tree, validate, with_values
-from rayrec.stages import JUDGED_BY, STAGES, Metric, StageName
+from rayrec.stages import STAGES, Metric, StageName
 
 
 class Objective(Section):
@@ -159,12 +159,15 @@ def _check_objective(config: SearchConfig, base: Config, origin: str) -> None:
     if "data.task" in config.space:
         raise InputError(f"{origin}: space.data.task: trials of different tasks cannot be compared; leave it out")
     if task not in STAGES[objective.stage].tasks:
-        offered = " or ".join(stage for stage, spec in STAGES.items() if task in spec.tasks)
+        offered = " or ".join(stage for stage in base.stages.written if task in STAGES[stage].tasks)
         raise InputError(f"{origin}: objective.stage: {objective.stage} is no stage of data.task {task}; use {offered}")
-    if objective.metric not in JUDGED_BY[task]:
+    if objective.stage not in base.stages.written:
+        raise InputError(f"{origin}: objective.stage: the base has no stages.{objective.stage}; write it there")
+    judges = STAGES[objective.stage].judges(task)
+    if objective.metric not in judges:
         raise InputError(
             f"{origin}: objective.metric: data.task {task} is not judged by {objective.metric}; write"
-            f" {' or '.join(JUDGED_BY[task])}"
+            f" {' or '.join(judges)}"
         )
 
 

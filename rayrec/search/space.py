@@ -149,6 +149,9 @@ def check_space(space: Space, base: Config, stage: StageName, origin: str) -> No
         read |= _read(validate(with_values(tree, values), f"{origin}: space: {shown}"), stage)
     for path in space:
         section, *rest = path.split(".")
+        if STAGES[stage].reads.answers and section in ("ranking", "names"):
+            mend = "leave it out, and search one setting of it after another"
+            raise InputError(f"{origin}: space.{path}: questions are written before the first trial; {mend}")
         named = f"{section}.{rest[0]}" if section == "stages" and rest else section
         if named not in read or path.endswith((".checkpoint_every", ".resume_from")):
             raise InputError(f"{origin}: space.{path}: changes nothing that {stage} computes; leave it out")

@@ -15,7 +15,7 @@ from rayrec.binding import SEARCH, bind, is_bound, package_versions
 from rayrec.config import Config, fingerprint
 from rayrec.data.beside import Beside, read_beside
 from rayrec.name_tables import initial_table
-from rayrec.preparation import prepare_beside, prepare_rows, prepare_table
+from rayrec.preparation import answer_settings, prepare_beside, prepare_rows, prepare_table
 from rayrec.report import SearchReportData, write_search_report
 from rayrec.search.config import DRAWN_AT_ONCE, Search, as_yaml
 from rayrec.search.live import Following
@@ -134,6 +134,7 @@ def _prepare(search: Search, store: str) -> dict[str, str]:
         config = search.trial_config(values)
         what = {"data": config.data.model_dump(mode="json"), "seed": config.seed}
         what |= {"backbone": list(config.backbone.sources)} if reads_text else {}
+        what |= answer_settings(config)
         data = Prepared(storage.join(store, "data", fingerprint(what)[:16]))
         prepare_rows(config, data)
         prepare_beside(config, data, read_by_trials(search, values))

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from rayrec.batch import Prompt
 from rayrec.config import Config
 from rayrec.data.catalogue import training_counts
 from rayrec.data.collate import Cut, collate
@@ -17,6 +18,7 @@ from rayrec.data.plan import Ids, sample_rows, scoring_batches
 from rayrec.data.rows import OpenRows
 from rayrec.metrics import session_metrics
 from rayrec.metrics.pointwise import auc, log_loss, uauc
+from rayrec.models.answers import answer_words
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.sessions import Index, Sessions
 from rayrec.stages import VALID_K, Metric, Task
@@ -48,6 +50,8 @@ def open_validator(job: StageJob) -> Validator:
     rows, settings, seed = job.rows("valid").open(), job.settings, job.config.seed
     ids = sample_rows(rows.user_ids, settings.valid_users, settings.valid_rows_per_user, seed)
     batches = scoring_batches(ids, rows.lengths, job.scoring_batch, rows.shared)
+    if job.spec.reads.answers:
+        return AnswerValidator(rows, batches, job.config)
     if job.config.data.task is Task.NEXT_ITEM:
         return ListValidator(rows, batches, job.config, training_counts(job.data))
     return ScoreValidator(rows, batches, job.config)
@@ -96,6 +100,29 @@ class ListValidator:
             Metric.NDCG.value: float(found[f"ndcg@{VALID_K}"].mean()),
             Metric.HR.value: float(found[f"hr@{VALID_K}"].mean()),
         }
+
+
+@dataclass(frozen=True)
+class AnswerValidator:
+    """Of answers in words: the mean log-probability of their tokens."""
+
+    rows: OpenRows
+    batches: list[Ids]
+    config: Config
+
+    def evaluate(self, model: SASRecLLM, device: torch.device) -> dict[str, float]:
+        model.set_mode(())
+        found = np.array(_divided(self.batches, partial(self._log_p, model, device)))
+        total, tokens = found.sum(axis=0)
+        return {Metric.ANSWERS.value: float(total / tokens)}
+
+    @torch.no_grad()
+    def _log_p(self, model: SASRecLLM, device: torch.device, ids: Ids) -> tuple[float, int]:
+        """Their sum over a batch, and how many tokens there are."""
+        batch = collate(self.rows.fetch(ids), self.config.mapper.tokens, Cut.NOWHERE).to(device)
+        assert isinstance(batch.prompt, Prompt) and batch.prompt.answer_at_B is not None
+        tokens = int((batch.prompt.length_B - batch.prompt.answer_at_B).sum())
+        return -float(answer_words(model, batch)) * tokens, tokens
 
 
 def _divided(batches: Sequence[Ids], work: Callable[[Ids], _T]) -> list[_T]:

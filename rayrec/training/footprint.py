@@ -55,7 +55,8 @@ def footprint(job: StageJob, shape: ModelShape, *, tokens: int = TOKENS) -> Foot
     plain = fast.plain_attention and not job.config.cluster.gpus_per_worker
     config = job.config.model_copy(update={"fast": fast.model_copy(update={"plain_attention": plain})})
     with torch.device("meta"):
-        model = build(config, shape, parts=job.parts, with_backbone=job.spec.reads.uses_backbone)
+        reads = job.spec.reads
+        model = build(config, shape, parts=job.parts, with_backbone=reads.uses_backbone, speaks=reads.answers)
         activations = _activations(job, model, tokens)
     engine, workers = job.config.engine, job.config.cluster.least
     width = torch.finfo(DTYPES[job.precision]).bits // 8
@@ -98,7 +99,8 @@ def _activations(job: StageJob, model: SASRecLLM, tokens: int) -> float:
     prompt = None
     if model.backbone is not None:
         soft = torch.ones(rows, 2, job.config.mapper.tokens).long() if model.mapper is not None else None
-        prompt = Prompt(torch.ones(rows, tokens).long(), torch.full((rows,), tokens), soft)
+        answer_at = torch.ones(rows).long() if job.spec.reads.answers else None
+        prompt = Prompt(torch.ones(rows, tokens).long(), torch.full((rows,), tokens), soft, answer_at)
     history_labels = history if job.config.encoder.history is History.RATED else None
     batch = Batch(user, history, item, label, prompt, label_BL=history_labels, floor_B=label)
     model.set_mode(job.trains)

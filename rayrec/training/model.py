@@ -47,7 +47,9 @@ def stage_model(job: StageJob) -> SASRecLLM:
     check_hardware(job.config, with_backbone=job.spec.reads.uses_backbone)
     shape = model_shape(job.config, job.facts, with_backbone=job.spec.reads.uses_backbone)
     torch.manual_seed(derive_seed(job.config.seed, job.stage, "weights"))
-    model = build(job.config, shape, parts=job.parts, with_backbone=job.spec.reads.uses_backbone)
+    model = build(
+        job.config, shape, parts=job.parts, with_backbone=job.spec.reads.uses_backbone, speaks=job.spec.reads.answers
+    )
     if job.initial:
         _start_from_names(model, job.initial)
     for part, folder in sorted(job.origins.items()):

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from engines import CLIPPING, CUT, STAGE, STEPS, ZERO, Case, batch, load, model, name, run_cases
+from engines import CLIPPING, CUT, STAGE, STEPS, ZERO, Case, batch_of, load, model, name, run_cases
 from torch import Tensor
 
-from rayrec.models.sasrecllm import trainable
+from rayrec.batch import Batch, Prompt
+from rayrec.models.sasrecllm import SASRecLLM, trainable
 from rayrec.models.tiny import write_tiny_llama
 from rayrec.stages import EncoderKind, Part
 from rayrec.training.engine import learning_rate, parameter_groups
@@ -39,6 +40,10 @@ def of_more() -> list[Case]:
     ]
 
 
+def of_answers() -> list[Case]:
+    return [Case(f"answers-zero{zero}", zero, trains=(Part.LORA,), answers=True) for zero in ZERO]
+
+
 def cases(world: int) -> list[Case]:
     """What the group of ``world`` processes runs; the group of two runs first, and the group of one after it."""
     found = [Case(name(z, "fp32", world), z) for z in ZERO]
@@ -55,7 +60,7 @@ def cases(world: int) -> list[Case]:
             Case("only-" + "-".join(parts), 2, trains=parts, steps=3)
             for parts in ((Part.ENCODER,), (Part.LORA,), (Part.MAPPER,), (Part.ENCODER, Part.MAPPER))
         ]
-        found += [*of_other_encoders(), *of_more()]
+        found += [*of_other_encoders(), *of_more(), *of_answers()]
         for z in (2, 3):
             hybrid = Case(f"more-bf16-zero{z}", z, "bf16", trains=(Part.ENCODER, Part.MAPPER), more=True)
             found += [hybrid, replace(hybrid, name=f"{hybrid.name}-resumed", start=hybrid.name)]
@@ -71,7 +76,7 @@ def cases(world: int) -> list[Case]:
 
 def plain_loop(folder: Path, case: Case) -> dict[str, Any]:
     """The same training in plain torch, whole batches at once."""
-    built = model(folder, kind=case.kind, more=case.more)
+    built = model(folder, kind=case.kind, more=case.more, speaks=case.answers)
     built.requires_grad_(False)
     parameters = dict(trainable(built, case.trains))
     groups = []
@@ -87,8 +92,7 @@ def plain_loop(folder: Path, case: Case) -> dict[str, Any]:
         share = (step + 1) / rise if step < rise else 0.5 * (1 + math.cos(math.pi * (step - rise) / (STEPS - rise)))
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        rows = batch(step, alone=case.alone)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(built(rows), rows.label_B)
+        loss = plain_loss(built, batch_of(case, step))
         optimizer.zero_grad()
         loss.backward()
         for parameter in parameters.values():
@@ -98,7 +102,23 @@ def plain_loop(folder: Path, case: Case) -> dict[str, Any]:
         optimizer.step()
         losses.append(float(loss.detach()))
     weights = {f"weights/{key}": parameter.detach().clone() for key, parameter in parameters.items()}
-    return {"losses": losses, "norms": norms, "end": weights}
+    found = {"losses": losses, "norms": norms, "end": weights}
+    return found | ({"told": float(plain_loss(built, batch_of(case, STEPS)).detach())} if case.answers else {})
+
+
+def plain_loss(built: SASRecLLM, rows: Batch) -> Tensor:
+    if not isinstance(rows.prompt, Prompt) or rows.prompt.answer_at_B is None:
+        return torch.nn.functional.binary_cross_entropy_with_logits(built(rows), rows.label_B)
+    assert built.backbone is not None and built.backbone.word_loss is not None
+    tokens_BT = rows.prompt.tokens_BT
+    states_BTH = built.backbone.decoder(input_ids=tokens_BT).last_hidden_state
+    log_p_BTV = (states_BTH @ built.backbone.word_loss.weight_VH.T).log_softmax(-1)
+    each = [
+        -log_p_BTV[row, at - 1, tokens_BT[row, at]]
+        for row, (start, end) in enumerate(zip(rows.prompt.answer_at_B, rows.prompt.length_B, strict=True))
+        for at in range(int(start), int(end))
+    ]
+    return torch.stack(each).mean()
 
 
 # --------------------------------------------------------------------------------------------------------------- tests
@@ -160,6 +180,15 @@ def of_keys(state: dict[str, Tensor], biases: Sequence[str]) -> dict[str, Tensor
 
 def without_keys(state: dict[str, Tensor], biases: Sequence[str]) -> dict[str, Tensor]:
     return {key: torch.cat(state[key].chunk(3)[::2]) for key in biases}
+
+
+@pytest.mark.parametrize("case", of_answers(), ids=lambda case: case.name)
+def test_answers_in_words_equal_a_plain_loop(case: Case, folder: Path) -> None:
+    ours, expected = load(folder, case.name), plain_loop(folder, case)
+    assert ours["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+    assert ours["told"] == pytest.approx(expected["told"], abs=1e-5)
+    weights = [key for key in ours["end"] if key.startswith("weights/")]
+    assert set(weights) == set(expected["end"]) and furthest(ours["end"], expected["end"], weights) < 1e-5
 
 
 @pytest.mark.parametrize("zero", ZERO)

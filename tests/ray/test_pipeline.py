@@ -11,6 +11,7 @@ import processes
 import pytest
 import safetensors.torch
 import torch
+from clicks import STAGES
 from conftest import EPOCHS, LONGER, SCORED, SMOKE, Pipeline
 from pages import assert_needs_no_network
 from sklearn.metrics import log_loss, roc_auc_score
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from rayrec.run import Run
 from rayrec.settings import load
-from rayrec.stages import STAGES, SYSTEMS, Part, StageName, SystemName
+from rayrec.stages import SYSTEMS, Part, StageName, SystemName
 from rayrec.training.model import stage_model
 
 pytestmark = pytest.mark.timeout(900)

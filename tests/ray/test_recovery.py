@@ -12,10 +12,11 @@ from pathlib import Path
 import processes
 import psutil
 import pytest
+from clicks import STAGES
 from conftest import EPOCHS, SCORED, SMOKE, Pipeline
 from processes import Running
 
-from rayrec.stages import STAGES, StageName
+from rayrec.stages import StageName
 
 pytestmark = pytest.mark.timeout(1800)
 ATTEMPTS = 3

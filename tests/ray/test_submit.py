@@ -15,10 +15,9 @@ from pathlib import Path
 import heads
 import processes
 import pytest
+from clicks import STAGES
 from conftest import SCORED, SMOKE, Pipeline
 from heads import Cluster
-
-from rayrec.stages import STAGES
 
 pytestmark = pytest.mark.timeout(900)
 

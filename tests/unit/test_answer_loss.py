@@ -105,8 +105,9 @@ def test_logits_are_of_answers_alone(model: SASRecLLM, whole: Any) -> None:
 
 
 def test_a_tied_head_is_no_weight_more(model: SASRecLLM, whole: Any) -> None:
-    assert not [name for name, _ in model.named_parameters() if "head" in name]
-    assert model.backbone is not None and model.backbone.head is whole.lm_head
+    assert not [name for name, _ in model.named_parameters() if "word_loss" in name]
+    assert model.backbone is not None and model.backbone.word_loss is not None
+    assert model.backbone.word_loss.weight_VH is whole.lm_head.weight
 
 
 def test_a_head_with_a_bias_is_refused(whole: Any) -> None:

@@ -12,10 +12,11 @@ from left_out import ITEMS, SESSIONS
 from pages import assert_same_files
 
 from rayrec.data import columns as c
+from rayrec.data.beside import Beside
 from rayrec.errors import InputError
 from rayrec.experiment import study
 from rayrec.experiment.list_results import summarise_lists
-from rayrec.experiment.pairs import name_tables
+from rayrec.experiment.pairs import name_tables, variants
 from rayrec.experiment.results import Told
 from rayrec.experiment.settings import Experiment, load_experiment
 from rayrec.metrics import session_differences, session_metrics
@@ -200,6 +201,82 @@ def test_what_validation_chose_is_told(tmp_path: Path) -> None:
     data = ListExperimentReportData(title="t", results=results, config_yaml="a: 1", versions={}, notes=[])
     page = write_list_experiment_report(data, tmp_path / "page").read_text()
     assert "seed 1: quantile 0.75, valid_ndcg 0.0421" in page and "LLMSeqSim&amp;LLM2SASRec" in page
+
+
+# A title that was asked for some of the sessions
+
+ASKED = [1, 4, 6]
+
+
+def with_answers() -> dict[str, Told]:
+    frames = {}
+    for seed, unknown in ((0, 1), (1, 2)):
+        frame = lists_of(20 + seed).iloc[ASKED].reset_index(drop=True)
+        frames[seed] = frame.assign(
+            **{c.RANKED: [TARGETS[i] for i in ASKED], c.SAID: 3, c.UNKNOWN: [unknown, 0, 0], c.BARRED: 0}
+        )
+    return told() | {"Prompt": Told(predictions=frames, failures={})}
+
+
+PROMPTED = SYSTEMS + "  Prompt: {system: llmseqprompt, set: {stages.tune_answers: {epochs: 1}}}\n"
+
+
+def test_titles_are_compared_in_the_sessions_that_they_were_asked_for(tmp_path: Path) -> None:
+    results = summarise_lists(
+        experiment(tmp_path, systems=PROMPTED), with_answers(), COUNTS, "all ten; the same for all"
+    )
+    assert results["sample"] == "all ten; the same for all but Prompt (3 of them)"
+    own = results["systems"]["Prompt"]
+    assert own["slices"]["all"]["counts"] == own["slices"]["common"]["counts"] == {"sessions": 3}
+    assert own["slices"]["all"]["metrics"]["hr@3"]["mean"] == 1
+    first = results["systems"]["Popular"]["slices"]
+    assert first["all"]["counts"] == {"sessions": 10} and first["common"]["counts"] == {"sessions": 3}
+    for name, values in slow(lists_of(9)).items():
+        assert first["all"]["metrics"][name]["mean"] == pytest.approx(np.mean(values))
+        assert first["common"]["metrics"][name]["mean"] == pytest.approx(np.mean([values[i] for i in ASKED]))
+    missed = 1 - first["common"]["metrics"]["hr@3"]["mean"]
+    for part in ("all", "common"):
+        assert own["slices"][part]["minus_reference"]["hr@3"]["value"] == pytest.approx(missed)
+    assert results["best"]["all"] == summarise_lists(experiment(tmp_path), told(), COUNTS, "")["best"]["all"]
+    assert results["best"]["common"]["hr@3"]["title"] == "Prompt"
+    assert own["answers"] == {"names": 18, "unknown": 3 / 18, "barred": 0, "mapped": 3 / 18}
+    assert "answers" not in results["systems"]["Popular"]
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+
+
+def test_the_page_shows_both(tmp_path: Path) -> None:
+    results = summarise_lists(experiment(tmp_path, systems=PROMPTED), with_answers(), COUNTS, "ten")
+    data = ListExperimentReportData(title="t", results=results, config_yaml="a: 1", versions={"x": "1"}, notes=["n"])
+    page = write_list_experiment_report(data, tmp_path / "one").read_text()
+    assert "In the sessions that every system was asked for" in page and "Answers in words" in page
+    tables = {
+        name: pd.read_csv(tmp_path / "one" / "tables" / f"{name}.csv") for name in ("results", "common", "answers")
+    }
+    assert tables["results"].set_index("title")["sessions"].dropna().to_dict() == {
+        "Popular": 10,
+        "SASRec": 10,
+        "LLM2SASRec": 10,
+        "Prompt": 3,
+    }
+    assert set(tables["common"]["sessions"].dropna()) == {3} and tables["answers"]["mapped"].tolist() == [3 / 18]
+
+
+def test_a_title_needs_the_stage_that_trains_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        experiment(tmp_path, systems=SYSTEMS + "  Prompt: {system: llmseqprompt}\n")
+    assert str(caught.value).endswith(
+        "systems.Prompt: llmseqprompt is trained by tune_answers; set stages.tune_answers for it, at least to {}"
+    )
+
+
+def test_questions_of_other_forms_lie_beside_rows_of_their_own(tmp_path: Path) -> None:
+    forms = "".join(
+        f"  {title}: {{system: llmseqprompt, set: {{stages.tune_answers: {{}}, ranking.llmseqprompt.form: {form}}}}}\n"
+        for title, form in (("One", "genitem"), ("List", "genlist"))
+    )
+    found = {tuple(one.titles): one.beside for one in variants(experiment(tmp_path, systems=SYSTEMS + forms))}
+    plain = ("Popular", "Near", "SASRec", "LLM2SASRec")
+    assert found == {plain: frozenset(), ("One",): {Beside.ANSWERS}, ("List",): {Beside.ANSWERS}}
 
 
 def test_the_page_shows_it(tmp_path: Path) -> None:

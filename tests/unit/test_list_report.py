@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from left_out import ITEMS, SESSIONS, prepared_run
 from pages import assert_ids_are_unique, assert_needs_no_network, assert_same_files
 
 from rayrec import next_item_evaluation as judged
 from rayrec import scoring, storage
+from rayrec.data import columns as c
 from rayrec.data.catalogue import lists_table, training_counts
 from rayrec.run import Run
 from rayrec.stages import SystemName
@@ -131,6 +133,75 @@ def test_the_page_shows_it_all(run: Run, tmp_path: Path) -> None:
     report.rename(again)
     judged.write_run_list_report(run, metrics)
     assert_same_files(again, report)
+
+
+# A system that was asked for some of the sessions
+
+
+@pytest.fixture
+def partial(tmp_path: Path) -> Run:
+    """LLMSeqPrompt has lists of four sessions, which are right: on the whole nobody is as good."""
+    changes = {"stages.tune_answers": {}, "ranking.llmseqprompt.sessions": 4}
+    made = prepared_run(tmp_path, changes)
+    made.bind()
+    draw = np.random.default_rng(5)
+    for system in made.systems:
+        ids = scoring.judged_rows(made, system)
+        lists = lists_table(np.array([draw.permutation(ITEMS)[:5] + 1 for _ in ids]))
+        if system is SystemName.LLMSEQPROMPT:
+            assert len(ids) == 4
+            lists = lists_table(np.array([[TARGETS[i]] for i in ids]))
+            for name, counts in ((c.SAID, [5, 5, 5, 1]), (c.UNKNOWN, [2, 0, 1, 0]), (c.BARRED, [1, 0, 0, 0])):
+                lists = lists.append_column(name, pa.array(counts, pa.int32()))
+        scoring.write_lists(made, scoring.predictions_path(made, system), ids, lists)
+    return made
+
+
+def test_every_system_is_judged_on_the_sessions_that_all_were_asked_for(partial: Run) -> None:
+    metrics = judged.write_list_metrics(partial)
+    ids = scoring.judged_rows(partial, SystemName.LLMSEQPROMPT)
+    assert np.flatnonzero(judged.session_slices(partial)["common"]).tolist() == ids.tolist()
+    for system in partial.systems:
+        lists = dict(enumerate(scoring.read_predictions(partial, system)["ranked"]))
+        if system is SystemName.LLMSEQPROMPT:
+            assert metrics[system]["all"] == metrics[system]["common"]
+            assert metrics[system]["all"]["metrics"]["hr@3"]["value"] == 1
+            lists = dict(zip(ids.tolist(), lists.values(), strict=True))
+        else:
+            assert metrics[system]["all"]["counts"]["sessions"] == 10
+        assert metrics[system]["common"]["counts"]["sessions"] == 4
+        each = [slow([*lists[i]], TARGETS[i], 3) for i in ids]
+        assert metrics[system]["common"]["metrics"]["ndcg@3"]["value"] == pytest.approx(
+            np.mean([one["ndcg"] for one in each])
+        )
+    for name, inside in judged.session_slices(partial).items():
+        counts = metrics["llmseqprompt"][name]["counts"]
+        assert counts["sessions"] == np.isin(ids, np.flatnonzero(inside)).sum()
+
+
+def test_the_share_of_names_that_were_mapped_is_told(partial: Run) -> None:
+    metrics = judged.write_list_metrics(partial)
+    expected = {"names": 16, "unknown": 3 / 16, "barred": 1 / 16, "mapped": 4 / 16}
+    assert metrics["llmseqprompt"]["all"]["answers"] == expected
+    assert "answers" not in metrics["sasrec"]["all"]
+    page = Path(judged.write_run_list_report(partial, metrics)).read_text()
+    table = pd.read_csv(Path(partial.path("report")) / "tables" / "answers.csv")
+    assert table.to_dict("records") == [{"title": "LLMSeqPrompt", **expected}]
+    assert "Answers in words" in page and "tune_answers by log p of answers" in page and "the form genitem" in page
+
+
+def test_who_was_asked_for_less_is_shown_and_compared_in_what_it_was_asked_for(partial: Run) -> None:
+    metrics = judged.write_list_metrics(partial)
+    rows = judged.metric_rows(partial, metrics)
+    assert rows["sessions"].to_dict() == dict.fromkeys(rows.index, 10) | {"LLMSeqPrompt": 4}
+    page = Path(judged.write_run_list_report(partial, metrics)).read_text()
+    assert "the same for every system but LLMSeqPrompt (4 of them)" in page and "is never bold" in page
+    folder = Path(partial.path("report")) / "tables"
+    differences = pd.read_csv(folder / "differences.csv").set_index("system")
+    common = pd.read_csv(folder / "slices.csv").query("slice == 'common'").set_index("system")["hr@5"]
+    assert differences.loc["llmseqprompt", "hr@5"] == pytest.approx(common["llmseqprompt"] - common["most_popular"])
+    best = [cell for cell in page.split("<td") if cell.startswith(' class="n best"')]
+    assert best and not any(">1.000<" in cell for cell in best[: 6 + 6])  # the first tables are of all sessions
 
 
 def test_a_page_of_data_without_times_says_so(tmp_path: Path) -> None:

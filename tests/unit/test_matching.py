@@ -30,6 +30,11 @@ def matched(
     return MATCHER.match([said], Sessions.of([own]), k, UNKNOWN, offered=choice, replaced_last=last)
 
 
+def told(found: Matched) -> list[int]:
+    """Names that were said, unknown ones and barred ones, of all sessions."""
+    return [int(counts.sum()) for counts in (found.said_S, found.unknown_S, found.barred_S)]
+
+
 def items(found: Matched) -> list[int]:
     return [item for item in found.lists_SK[0].tolist() if item]
 
@@ -37,13 +42,13 @@ def items(found: Matched) -> list[int]:
 def test_names_are_their_items() -> None:
     found = matched(["f", "a", "twin", "twin"])
     assert found.lists_SK.tolist() == [[6, 1, 3, 5, 0, 0]]
-    assert (found.said, found.unknown, found.barred, found.mapped) == (4, 0, 0, 0.0)
+    assert told(found) == [4, 0, 0]
 
 
 def test_an_unknown_name_is_the_nearest_item() -> None:
     found = matched(["near d", "a"])
     assert items(found) == [4, 1]
-    assert (found.said, found.unknown, found.barred, found.mapped) == (2, 1, 0, 0.5)
+    assert told(found) == [2, 1, 0]
 
 
 def test_what_was_named_keeps_its_place() -> None:
@@ -55,7 +60,7 @@ def test_what_was_named_keeps_its_place() -> None:
 def test_repeated_names_and_the_prompts_own_fall_to_the_next_best() -> None:
     found = matched(["a", "a", "d", "d"], own=[2])
     assert items(found) == [1, 3, 4, 5]
-    assert (found.unknown, found.barred, found.mapped) == (0, 2, 0.5)
+    assert told(found) == [4, 0, 2]
     assert items(matched(["a"], own=[1])) == [2]
 
 
@@ -67,29 +72,29 @@ def test_replacements_may_come_last() -> None:
 def test_only_what_is_offered() -> None:
     found = matched(["near d", "a", "b", "twin"], offered=[2, 5, 6])
     assert items(found) == [6, 2, 5]  # nothing is left for "a"
-    assert (found.said, found.unknown, found.barred) == (4, 1, 1)
+    assert told(found) == [4, 1, 1]
     assert items(matched(["near d"], own=[6, 5], offered=[2, 5, 6])) == [2]
 
 
 def test_no_more_than_asked_for_is_looked_at() -> None:
     found = matched(["a", "b", "d", "f"], k=2)
-    assert found.lists_SK.tolist() == [[1, 2]] and found.said == 2
+    assert found.lists_SK.tolist() == [[1, 2]] and told(found) == [2, 0, 0]
 
 
 def test_what_is_like_nothing_leaves_no_item() -> None:
     """Nor does an item without an embedding stand for another; by its name it is found."""
     found = matched(["nothing", "a", "blank", "blank"])
     assert items(found) == [1, 7]
-    assert (found.said, found.unknown, found.barred, found.mapped) == (4, 1, 1, 0.5)
+    assert told(found) == [4, 1, 1]
     everything = matched(["near a"] * 8, k=8)
     assert items(everything) == [1, 2, 3, 5, 4, 6]
 
 
 def test_nobody_says_anything() -> None:
     found = MATCHER.match([[], ["a"]], Sessions.of([[1], []]), 2, {})
-    assert found.lists_SK.tolist() == [[0, 0], [1, 0]]
+    assert found.lists_SK.tolist() == [[0, 0], [1, 0]] and found.said_S.tolist() == [0, 1]
     assert MATCHER.match([], Sessions.of([]), 2, {}).lists_SK.shape == (0, 2)
-    assert MATCHER.match([], Sessions.of([]), 2, {}).mapped == 0.0
+    assert told(MATCHER.match([], Sessions.of([]), 2, {})) == [0, 0, 0]
 
 
 def test_unknown_names() -> None:
@@ -133,5 +138,5 @@ def test_lists_are_those_of_the_slow_way() -> None:
     assert found.lists_SK.tolist() == expected
     for row, own in zip(found.lists_SK.tolist(), prompts, strict=True):
         assert len(set(row)) == 10 and not set(row) & {0, *own}
-    assert found.unknown == sum(name in strange for one in said for name in one)
-    assert found.barred > 0 and found.said == 300
+    assert found.unknown_S.tolist() == [sum(name in strange for name in one) for one in said]
+    assert found.barred_S.sum() > 0 and found.said_S.tolist() == [10] * 30

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 
 from rayrec import planning
 from rayrec.config import Config, identity, ranking
@@ -19,6 +20,7 @@ from rayrec.stages import ENCODERS, JUDGED_BY, STAGES, SYSTEMS, EncoderKind, Met
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TASK = ["data.task=next_item", "data.dataset=synthetic", "stages.pretrain_encoder.loss=softmax"]
+ANSWERS = [*TASK, "stages.tune_answers={}"]
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,30 @@ TASK = ["data.task=next_item", "data.dataset=synthetic", "stages.pretrain_encode
         (["encoder.initial={names: pca}"], "encoder.initial: for data.task next_item only; leave it out"),
         (["names.sources=tiny"], "names: for data.task next_item only"),
         (["ranking.sknn.sample=5"], "ranking: for data.task next_item only"),
+        (["stages.tune_answers={}"], "stages.tune_answers: for data.task next_item only"),
+        (
+            [*TASK, "ranking.llmseqprompt.k=5"],
+            "ranking.llmseqprompt: nothing is asked of a language model that no stage",
+        ),
+        (
+            [*ANSWERS, "ranking.llmseqprompt.form=list"],
+            "ranking.llmseqprompt.form: Input should be 'genitem', 'genlist'",
+        ),
+        ([*ANSWERS, "ranking.llmseqprompt.clusters=9"], "genitem does not read clusters; leave it out"),
+        ([*ANSWERS, "ranking.llmseqprompt={form: rank, temperature: 1}"], "rank does not read temperature"),
+        (
+            [*ANSWERS, "stages.tune_answers.judged_by=valid_ndcg"],
+            "does not choose checkpoints for data.task next_item; write valid_answers",
+        ),
+        (
+            [*ANSWERS, "stages.tune_answers.loss=softmax"],
+            "tune_answers.loss: softmax is not offered; choose answer_words",
+        ),
+        ([*ANSWERS, "stages.tune_answers.trains=[encoder]"], "tune_answers does not train encoder; it trains lora"),
+        (
+            [*TASK[:2], "stages.pretrain_encoder.loss=answer_words"],
+            "pretrain_encoder.loss: answer_words is not offered; choose label_bce or",
+        ),
         (["evaluation.ks=[3]"], "evaluation.ks: for data.task next_item only"),
         ([*TASK, "encoder.initial={names: umap}"], "encoder.initial.names: Input should be 'pca', 'random_projection'"),
         ([*TASK, "encoder.initial={permuted: true}"], "encoder.initial.names: missing; it has no default"),
@@ -68,10 +94,14 @@ def test_what_does_not_go_is_told(overrides: list[str], message: str) -> None:
 def test_a_run_has_the_tasks_own_stages_and_systems(tmp_path: Path) -> None:
     run = Run(load(None, [*TASK, f"storage={tmp_path}", "stages.tune_hybrid.starts_from.encoder=fresh"]))
     assert [*run.stages] == ["pretrain_encoder"]
-    own = ["EmbeddingEnsemble", "LLMSeqSim&Popularity", "SASRec", "LLMSeqSim&SASRec"]
-    assert [*run.titles.values()] == ["MostPopular", "SKNN", "V-SKNN", "LLMSeqSim", *own]
+    own = ["EmbeddingEnsemble", "LLMSeqSim&Popularity"]
+    behind = ["SASRec", "LLMSeqSim&SASRec"]
+    assert [*run.titles.values()] == ["MostPopular", "SKNN", "V-SKNN", "LLMSeqSim", *own, *behind]
+    asked = Run(load(None, [*ANSWERS, f"storage={tmp_path}"]))
+    assert [*asked.stages] == ["pretrain_encoder", "tune_answers"]
+    assert [*asked.titles.values()] == ["MostPopular", "SKNN", "V-SKNN", "LLMSeqSim", *own, "LLMSeqPrompt", *behind]
     clicks = Run(Config())
-    assert [*clicks.stages] == [*STAGES] and len(clicks.systems) == 9
+    assert [*clicks.stages] == ["pretrain_encoder", "tune_lora", "tune_hybrid"] and len(clicks.systems) == 9
     assert [*clicks.titles] == [*clicks.systems] and "MostPopular" not in clicks.titles.values()
 
 
@@ -102,7 +132,8 @@ def test_every_task_is_judged_by_metrics_of_its_own() -> None:
         Task.CLICK: Metric.AUC,
         Task.NEXT_ITEM: Metric.NDCG,
     }
-    assert sorted(metric for metrics in JUDGED_BY.values() for metric in metrics) == sorted(Metric)
+    every = [*JUDGED_BY.values(), *(spec.judged_by for spec in STAGES.values())]
+    assert sorted(metric for metrics in every for metric in metrics) == sorted(Metric)
     assert [metric.shown for metric in JUDGED_BY[Task.NEXT_ITEM]] == ["NDCG@20", "HR@20"]
 
 
@@ -120,6 +151,18 @@ def test_clicks_keep_their_fingerprint() -> None:
     content = identity(Config())
     assert not {"names", "ranking"} & content.keys()
     assert "initial" not in content["encoder"] and "ks" not in content["evaluation"]
+    assert [*content["stages"]] == ["pretrain_encoder", "tune_lora", "tune_hybrid"]
+
+
+def test_without_its_stage_nobody_knows_of_llmseqprompt() -> None:
+    """What was bound before it came stays bound, whatever else of the ranking is set."""
+    for change in ("evaluation.ks=[7]", "ranking.sknn.sample=5"):
+        content = identity(load(None, [*TASK, change]))
+        assert "tune_answers" not in content["stages"] and "llmseqprompt" not in content.get("ranking", {})
+    plain = identity(load(None, ANSWERS))
+    assert plain["stages"]["tune_answers"]["loss"] == "answer_words" and "ranking" not in plain
+    for change in ("ranking.llmseqprompt.sessions=9", "stages.tune_answers.lr=1"):
+        assert identity(load(None, [*ANSWERS, change])) != plain
 
 
 def test_what_names_say_is_part_of_a_runs_identity() -> None:
@@ -147,6 +190,8 @@ def test_a_stage_of_the_other_task_is_refused_before_anything_is_written(tmp_pat
     message = "tune_lora is no stage of data.task next_item; run jobs/train_stage.py pretrain_encoder"
     with pytest.raises(InputError, match=message):
         train_only(config, StageName.TUNE_LORA)
+    with pytest.raises(InputError, match=r"stages\.tune_answers: not in this configuration; write it, at least as {}"):
+        train_only(config, StageName.TUNE_ANSWERS)
     assert not [*tmp_path.iterdir()]
 
 
@@ -183,7 +228,7 @@ def search_file(
     folder: Path, objective: str, base: str = "smoke_next_item.yaml", space: str = "encoder.width: [16]"
 ) -> Path:
     path = folder / "search.yaml"
-    path.write_text(f"name: s\nbase: {CONFIGS}/{base}\nobjective: {objective}\nspace: {{{space}}}\n")
+    path.write_text(f"name: s\nbase: {CONFIGS / base}\nobjective: {objective}\nspace: {{{space}}}\n")
     return path
 
 
@@ -211,6 +256,29 @@ def test_an_objective_must_be_of_the_task(objective: str, base: str, message: st
     with pytest.raises(InputError) as caught:
         load_search(search_file(tmp_path, objective, base))
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_search_for_answers_looks_for_their_probability(tmp_path: Path) -> None:
+    base = load(CONFIGS / "smoke_next_item.yaml", ["stages.tune_answers={epochs: 2}"])
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base.model_dump(mode="json", exclude_defaults=True)))
+    objective = "{stage: tune_answers, metric: valid_answers}"
+    assert load_search(search_file(tmp_path, objective, base=str(tmp_path / "base.yaml"), space="lora.r: [4]")).trials
+    for given, space, message in (
+        (
+            "{stage: tune_answers, metric: valid_ndcg}",
+            "lora.r: [4]",
+            "is not judged by valid_ndcg; write valid_answers",
+        ),
+        (
+            objective,
+            "ranking.llmseqprompt.form: [genlist]",
+            "questions are written before the first trial; leave it out",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_search(search_file(tmp_path, given, base=str(tmp_path / "base.yaml"), space=space))
+    with pytest.raises(InputError, match=r"objective\.stage: the base has no stages\.tune_answers; write it there"):
+        load_search(search_file(tmp_path, objective))
 
 
 def test_a_search_of_next_items_looks_for_ndcg(tmp_path: Path) -> None:

@@ -152,9 +152,11 @@ def test_rows_of_a_table() -> None:
     expected = [made.encode([1, 2], [4], [1]), made.encode([3], [5, 6])]
     assert learned[c.TEXT_TOKENS].to_pylist() == [row.tokens for row in expected]
     assert learned[c.ANSWER_AT].to_pylist() == [row.answer_at for row in expected]
+    assert learned[c.OFFERED].to_pylist() == [[1], []]
     asked = made.table(prompts, None, offered)
     assert asked[c.TEXT_TOKENS].to_pylist() == [row.tokens[: row.answer_at] for row in expected]
     assert asked[c.ANSWER_AT].to_pylist() == [row.answer_at for row in expected]
+    assert made.table(prompts, answers, None)[c.OFFERED].null_count == 2
     assert len(made.table(Sessions.of([]), None, None)) == 0
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from clicks import STAGES
 
 from rayrec import planning
 from rayrec.config import Config
 from rayrec.errors import InputError
 from rayrec.models.sasrecllm import ModelShape, build, trainable
 from rayrec.settings import load
-from rayrec.stages import STAGES, StageName
+from rayrec.stages import Part, StageName
 from rayrec.training.job import DataFacts, StageJob
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +44,22 @@ def test_trainable_parameters_steps_and_rows_are_those_of_the_real_stages(
         assert f" {job.total_steps} " in line and line.endswith(f" {job.total_steps * job.settings.batch:,}")
     assert f"{tmp_path}/runs/smoke" in printed
     assert max(len(line) for line in printed.splitlines() if "output" not in line) <= 100
+
+
+def test_a_stage_that_answers_in_words_is_planned(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "local_backbone", lambda *_, **__: tiny)
+    next_items = ROOT / "configs" / "smoke_next_item.yaml"
+    config = load(next_items, [f"storage={tmp_path}/runs", "stages.tune_answers={epochs: 2, steps_per_epoch: 3}"])
+    planning.print_plan(config)
+    printed = capsys.readouterr().out
+    shape = ModelShape(users=200, items=150, max_len=30, backbone=tiny, answers=(1, 2))
+    model = build(config, shape, parts=[Part.LORA], with_backbone=True, speaks=True)
+    count = sum(parameter.numel() for parameter in trainable(model, [Part.LORA]).values())
+    line, memory = (line.split() for line in printed.splitlines() if line.startswith("tune_answers"))
+    assert line[1:] == ["lora", "answer_prompts", "answer_words", f"{count:,}", "6", "96"]
+    assert float(memory[4]) > 0 and "Yes" not in printed
 
 
 PLANNED = {

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rayrec.metrics import SESSION_METRICS, catalogue_coverage, session_metrics
+from rayrec.metrics import SESSION_METRICS, answer_shares, catalogue_coverage, session_metrics
 from rayrec.sessions import Sessions
 
 # By events: item 1 five, item 2 four, item 3 two, items 4 to 7 one, items 8 and 9 none; 15 altogether.
@@ -195,3 +195,13 @@ def test_equals_rectools_as_installed() -> None:
 def test_bad_input_is_refused(ranked: Lists, truth: Lists, counts: list[int], ks: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         session_metrics(ranked, Sessions.of(truth), counts, ks)
+
+
+def test_shares_of_answers_by_hand() -> None:
+    assert answer_shares([5, 0, 3], [1, 0, 2], [0, 0, 1]) == {
+        "names": 8,
+        "unknown": 3 / 8,
+        "barred": 1 / 8,
+        "mapped": 4 / 8,
+    }
+    assert answer_shares([0, 0], [0, 0], [0, 0]) == {"names": 0, "unknown": None, "barred": None, "mapped": None}

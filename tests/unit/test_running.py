@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clicks import STAGES
 from experiments import addressed, experiment, with_system
 
 from rayrec import storage
@@ -49,7 +50,7 @@ def test_an_ensemble_runs_what_its_members_lack(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(running, "train_run", fail)
     failures = Failures()
     run_pairs(pairs, failures)
-    assert asked == [list(StageName), [StageName.PRETRAIN_ENCODER]] and done == ["sasrec"]  # a stage fails once for all
+    assert asked == [list(STAGES), [StageName.PRETRAIN_ENCODER]] and done == ["sasrec"]  # a stage fails once for all
     assert failures.pairs == {pair.fingerprint: "out of memory" for pair in pairs[:2]}
     monkeypatch.setattr(running, "train_run", lambda run, stages, label: None)
     run_pairs(pairs, Failures())

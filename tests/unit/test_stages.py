@@ -5,11 +5,13 @@ import pytest
 from rayrec import stages
 from rayrec.stages import (
     ENCODERS,
+    JUDGED_BY,
     LOSSES,
     STAGES,
     SYSTEMS,
     EncoderKind,
     Loss,
+    Metric,
     Part,
     StageName,
     StageSpec,
@@ -22,12 +24,14 @@ from rayrec.stages import (
 
 ENCODER, MAPPER, LORA = Part.ENCODER, Part.MAPPER, Part.LORA
 PRETRAIN, TUNE_LORA, TUNE_HYBRID = StageName.PRETRAIN_ENCODER, StageName.TUNE_LORA, StageName.TUNE_HYBRID
+TUNE_ANSWERS = StageName.TUNE_ANSWERS
 
 # The method: what each stage trains, reads, inherits.
 TABLE = {
     PRETRAIN: ({ENCODER}, Stream.INTERACTIONS, {}),
     TUNE_LORA: ({LORA}, Stream.TEXT_PROMPTS, {}),
     TUNE_HYBRID: ({ENCODER, MAPPER}, Stream.HYBRID_PROMPTS, {ENCODER: PRETRAIN, LORA: TUNE_LORA}),
+    TUNE_ANSWERS: ({LORA}, Stream.ANSWER_PROMPTS, {}),
 }
 
 
@@ -41,9 +45,10 @@ def test_a_stage_is_as_the_method_says(stage: StageName) -> None:
 
 def test_only_the_encoder_has_a_choice_of_losses() -> None:
     assert {stage: spec.losses for stage, spec in STAGES.items()} == {
-        PRETRAIN: tuple(Loss),
+        PRETRAIN: tuple(loss for loss in Loss if loss is not Loss.ANSWER_WORDS),
         TUNE_LORA: (Loss.LABEL_BCE,),
         TUNE_HYBRID: (Loss.LABEL_BCE,),
+        TUNE_ANSWERS: (Loss.ANSWER_WORDS,),
     }
 
 
@@ -92,7 +97,7 @@ def test_every_encoder_learns_from_labels() -> None:
 
 def test_who_sees_what_follows_learns_to_fill_gaps_and_nobody_else_does() -> None:
     assert set(LOSSES) == set(Loss)
-    forwards = set(Loss) - {Loss.CLOZE}
+    forwards = set(Loss) - {Loss.CLOZE, Loss.ANSWER_WORDS}
     for kind in EncoderKind:
         more = {EncoderKind.SASREC: forwards, EncoderKind.GRU: forwards, EncoderKind.BERT4REC: {Loss.CLOZE}}
         assert set(ENCODERS[kind].losses) == {Loss.LABEL_BCE} | more.get(kind, set())
@@ -120,4 +125,12 @@ def test_a_name_prints_as_itself() -> None:
     assert f"{TUNE_LORA} {ENCODER} {Stream.HYBRID_PROMPTS}" == "tune_lora encoder hybrid_prompts"
     assert Part("lora") is LORA
     assert not Stream.INTERACTIONS.uses_backbone
-    assert Stream.TEXT_PROMPTS.uses_backbone and Stream.HYBRID_PROMPTS.uses_backbone
+    assert all(stream.uses_backbone for stream in (*Stream,) if stream is not Stream.INTERACTIONS)
+
+
+def test_answers_in_words_are_judged_by_their_own_probability() -> None:
+    for stage, spec in STAGES.items():
+        for task in spec.tasks:
+            own = (Metric.ANSWERS,) if stage is TUNE_ANSWERS else JUDGED_BY[task]
+            assert spec.judges(task) == own and own[0].more_is_better
+    assert [stream for stream in Stream if stream.answers] == [Stream.ANSWER_PROMPTS]

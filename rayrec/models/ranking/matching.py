@@ -22,14 +22,9 @@ class Matched:
     """Lists of distinct items, none of them in its session's prompt, ending in 0; and how they came about."""
 
     lists_SK: Index
-    said: int  # names that were looked at: at most K a session
-    unknown: int  # of them those that no item has
-    barred: int  # those of an item that was named before, is in the prompt or was not offered
-
-    @property
-    def mapped(self) -> float:
-        """The share of names in whose place another item stands, or none."""
-        return (self.unknown + self.barred) / max(1, self.said)
+    said_S: Index  # names that were looked at: at most K a session
+    unknown_S: Index  # of them those that no item has
+    barred_S: Index  # those of an item that was named before, is in the prompt or was not offered
 
 
 class NameMatcher:
@@ -77,13 +72,12 @@ class NameMatcher:
             replaced_last: where the items go that stand for something else.
         """
         lists_SK = np.zeros((len(said), k), np.int64)
-        counts = np.zeros(3, np.int64)
+        counts_S3 = np.zeros((len(said), 3), np.int64)
         choices = offered.each() if offered is not None else [None] * len(said)
         for row, (names, own, choice) in enumerate(zip(said, prompts.each(), choices, strict=True)):
-            items, told = self._matched(names[:k], self._free(own, choice), unknown, replaced_last)
+            items, counts_S3[row] = self._matched(names[:k], self._free(own, choice), unknown, replaced_last)
             lists_SK[row, : len(items)] = items
-            counts += told
-        return Matched(lists_SK, *counts.tolist())
+        return Matched(lists_SK, *counts_S3.T)
 
     def _free(self, own: IntArray, choice: IntArray | None) -> NDArray[np.bool_]:
         """Whether an item may still be in the list; shape (I + 1,), by id."""
