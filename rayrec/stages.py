@@ -278,9 +278,7 @@ class SystemSpec:
     title: str
     parts: frozenset[Part] = frozenset()
     after: StageName | None = None
-    reads: Stream | None = (
-        None  # None: no neural model of its own, `rayrec.floors`, `rayrec.rankers`, `rayrec.ensemble`
-    )
+    reads: Stream | None = None  # None: no neural model of its own, but `rayrec.floors`, `.rankers`, `.ensemble`
     members: tuple[SystemName, ...] = ()  # whose scores it pools; experiments have it, runs do not
     tasks: frozenset[Task] = frozenset({Task.CLICK})
 
