@@ -65,8 +65,9 @@ def _main_table(results: Results, part: str) -> Table:
 
 def _difference_table(results: Results) -> Table:
     names = [name for name in results["metrics"] if results["best"]["all"][name] is not None]
+    sessions = "the sessions that both were asked for" if COMMON in results["best"] else "sessions"
     how = (
-        "mean over seeds, 95% interval and two-sided p of a paired bootstrap over sessions"
+        f"mean over seeds, 95% interval and two-sided p of a paired bootstrap over {sessions}"
         f" ({results['resamples']:,} resamples)."
     )
     return differences(results, {name: shown_metric(name) for name in names}, how)
