@@ -8,7 +8,7 @@ from configurations import OF_CLICKS, refused
 
 from rayrec.config import Config, identity
 from rayrec.settings import load, validate, with_values
-from rayrec.stages import JUDGED_BY, EncoderKind, Metric, StageName, Task
+from rayrec.stages import ENCODERS, JUDGED_BY, EncoderKind, History, Metric, StageName, Task
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,10 @@ def test_only_who_sees_both_ways_fills_gaps(kind: EncoderKind) -> None:
 @pytest.mark.parametrize("path", OF_CLICKS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("kind", EncoderKind)
 def test_the_kind_alone_may_change(kind: EncoderKind, path: Path) -> None:
-    """On top of a file, and of a whole configuration, as a search does."""
+    """On top of a file, and of a whole configuration, as a search does; where all that the file sets is read."""
+    if load(path).encoder.history is History.RATED and "history" not in ENCODERS[kind].reads:
+        assert f"encoder: {kind} does not read history" in refused(f"encoder.kind={kind}", "encoder.history=rated")
+        return
     assert load(path, [f"encoder.kind={kind}"]).encoder.kind is kind
     tree = load(path).model_dump(mode="json")
     assert validate(with_values(tree, {"encoder.kind": kind.value}), "x").encoder.kind is kind

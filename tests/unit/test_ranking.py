@@ -83,7 +83,7 @@ def test_all_rated_items_and_a_floor_are_given_where_they_are_read(tiny: Path, c
     assert np.isfinite(logits(rated=[])).all()
     for missing, message in (
         ("rated", "encoder.history: rated; give all rated items"),
-        ("floor", "give its logits, too"),
+        ("floor", "give the feature floor's logits, too"),
     ):
         with pytest.raises(ValueError, match=message):
             logits(**{missing: None})
