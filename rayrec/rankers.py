@@ -25,11 +25,16 @@ def ranked_lists(run: Run, system: SystemName, ids: Ids) -> pa.Table:
     Raises:
         InputError: the vectors of names are damaged.
     """
-    seed = None if run.manifest["timed"] else run.config.seed
-    ranker = RANKERS[system](run).fit(training_sessions(run.data.folder, seed=seed), run.facts.items)
+    ranker = fitted_ranker(run, system)
     rows, k = open_sessions(run.data.folder, "test"), max(run.config.evaluation.ks)
     blocks = [ids[start : start + _BLOCK_SESSIONS] for start in range(0, len(ids), _BLOCK_SESSIONS)]
     return lists_table(np.concatenate([ranker.rank(rows.sessions(block), k) for block in blocks]))
+
+
+def fitted_ranker(run: Run, system: SystemName) -> Ranker:
+    """A system that knows the run's training sessions; raises as ``ranked_lists``."""
+    seed = None if run.manifest["timed"] else run.config.seed
+    return RANKERS[system](run).fit(training_sessions(run.data.folder, seed=seed), run.facts.items)
 
 
 def _sknn(run: Run) -> Ranker:
