@@ -36,9 +36,12 @@ class _Generated(Datasource):
         return [ReadTask(self._generate, BlockMetadata(None, None, None, None))]
 
 
-def read(generate: Callable[[], Iterator[pa.Table]]) -> ray.data.Dataset:
-    """Lazily: each pass generates the blocks again, which is cheaper than keeping every row as text."""
-    dataset: ray.data.Dataset = ray.data.read_datasource(_Generated(generate), override_num_blocks=1)
+def read(generate: Callable[[], Iterator[pa.Table]], *, cpus: int | None = None) -> ray.data.Dataset:
+    """Lazily: each pass generates the blocks again, which is cheaper than keeping every row as text.
+
+    ``cpus`` are Ray's, None: one; with 0 it needs no place beside actors that have them all.
+    """
+    dataset: ray.data.Dataset = ray.data.read_datasource(_Generated(generate), override_num_blocks=1, num_cpus=cpus)
     return dataset
 
 
@@ -59,15 +62,17 @@ def tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
 
 
 @contextlib.contextmanager
-def calm_ray_data() -> Iterator[None]:
+def calm_ray_data(block_bytes: int | None = None) -> Iterator[None]:
     """Small blocks in order, no progress bars, no logs: what fails is raised, and would be printed twice.
+
+    ``block_bytes`` None: BLOCK_BYTES.
 
     Raises:
         InputError: as a task or an actor raised it; Ray itself would wrap it in its own errors.
     """
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     settings = {
-        "target_max_block_size": BLOCK_BYTES,
+        "target_max_block_size": block_bytes or BLOCK_BYTES,
         "shuffle_input_batch_bytes": 4 * BLOCK_BYTES,  # a shuffle's task otherwise takes a gigabyte at once
         "enable_progress_bars": False,
         "raise_original_map_exception": True,  # else it comes as the cause of another error, which pickling forgets
