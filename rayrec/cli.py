@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING
 from rayrec.config import Config
 from rayrec.errors import InputError
 from rayrec.settings import load
-from rayrec.stages import StageName
+from rayrec.stages import StageName, SystemName
 
 if TYPE_CHECKING:
     from rayrec.benchmark.settings import Benchmark
     from rayrec.experiment.settings import Experiment
+    from rayrec.recommendation.job import Order
     from rayrec.search.config import Search
 
 
-def parser(description: str, *, plan: bool = True) -> argparse.ArgumentParser:
-    """The options that every job takes."""
+def parser(description: str, *, config: bool = True, plan: bool = True) -> argparse.ArgumentParser:
+    """The options that every job takes, but for those that it has no use for."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--config", type=Path, metavar="FILE", help="YAML; says only what differs from the defaults")
+    if config:
+        options.add_argument(
+            "--config", type=Path, metavar="FILE", help="YAML; says only what differs from the defaults"
+        )
     options.add_argument(
         "--set", action="append", default=[], metavar="dotted.path=value", help="override one key; may be repeated"
     )
@@ -123,6 +127,42 @@ def main_for_benchmark(description: str, default: Path, act: Callable[["Benchmar
         act(load_benchmark(options.config or default, options.set))
 
     run(job)
+
+
+def main_for_recommendation(description: str, act: Callable[["Order"], None]) -> None:
+    """The same for lists of recommendations, which are by a run that is there."""
+    options = parser(description, config=False, plan=False)
+    options.add_argument("--run", required=True, metavar="FOLDER", help="of a run whose stages are complete")
+    options.add_argument("--system", required=True, help="one of the run's, such as sasrec; a wrong one tells which")
+    options.add_argument("--sessions", required=True, metavar="PARQUET", help="a file or folder: session_id, items")
+    options.add_argument("--out", required=True, metavar="PARQUET", help="the file to write: session_id, items, scores")
+    options.add_argument("--k", type=_positive, default=20, help="places of a list (default: %(default)s)")
+    options.add_argument(
+        "--candidates", type=_positive, help="of the encoder that a language model puts in order (default: 100)"
+    )
+    options.add_argument("--titles", action="store_true", help="write titles beside the ids")
+    given = vars(options.parse_args())
+
+    def job() -> None:
+        from rayrec.recommendation.job import Order  # noqa: PLC0415
+
+        act(Order(overrides=given.pop("set"), system=_system(given.pop("system")), **given))
+
+    run(job)
+
+
+def _system(name: str) -> SystemName:
+    try:
+        return SystemName(name)
+    except ValueError:
+        raise InputError(f"--system {name}: there is none; choose one of {', '.join(SystemName)}") from None
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
 
 
 def _plan_or(act: Callable[[Config], None], options: argparse.Namespace, default: Path) -> None:

@@ -32,11 +32,19 @@ def ranked_lists(run: Run, system: SystemName, ids: Ids) -> pa.Table:
 
 def lists_of(run: Run, ranker: Ranker, split: str, ids: Ids, k: int) -> Index:
     """Lists by a ranker, which is fitted on the training sessions, for the rows ``ids``; (rows, k), 0 for none."""
-    seed = None if run.manifest["timed"] else run.config.seed
-    fitted = ranker.fit(training_sessions(run.data.folder, seed=seed), run.facts.items)
-    rows = open_sessions(run.data.folder, split)
+    fitted, rows = _fitted(run, ranker), open_sessions(run.data.folder, split)
     blocks = [ids[start : start + _BLOCK_SESSIONS] for start in range(0, len(ids), _BLOCK_SESSIONS)]
     return np.concatenate([fitted.rank(rows.sessions(block), k) for block in blocks])
+
+
+def fitted_ranker(run: Run, system: SystemName) -> Ranker:
+    """A system that knows the run's training sessions; raises as ``ranked_lists``."""
+    return _fitted(run, RANKERS[system](run))
+
+
+def _fitted(run: Run, ranker: Ranker) -> Ranker:
+    seed = None if run.manifest["timed"] else run.config.seed
+    return ranker.fit(training_sessions(run.data.folder, seed=seed), run.facts.items)
 
 
 def _sknn(run: Run) -> Ranker:

@@ -11,7 +11,7 @@ from rayrec.config import Config
 from rayrec.data import columns as c
 from rayrec.data.beside import Beside, read_beside
 from rayrec.data.collate import Cut, collate
-from rayrec.data.prompts import PromptEncoder
+from rayrec.data.prompts import EncodedPrompt, PromptEncoder
 from rayrec.data.rows import HISTORY
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.stages import History, Stream
@@ -34,21 +34,29 @@ def score_candidates(
     ``history`` is the user's liked items, oldest first; the prompt shows the newest ``data.history`` of them and the
     encoder reads as many as it can. ``user`` is the prepared data's id, for encoders that know users by name. ``rated``
     are all items that the user has rated, oldest first, and whether each was liked, for an encoder that reads them;
-    ``floor`` is the feature floor's logit of each candidate, for a score that starts from it. Memory grows with the
-    candidates: a prefix's keys and values for each.
+    ``floor`` is the feature floor's logit of each candidate, for a score that starts from it. A model without a mapper
+    reads titles alone. Memory grows with the candidates: a prefix's keys and values for each.
 
     Raises:
         ValueError: the configuration reads what is not given.
     """
-    assert model.encoder is not None
-    if rated is None and config.encoder.history is History.RATED:
+    stream = Stream.TEXT_PROMPTS if model.mapper is None else Stream.HYBRID_PROMPTS
+    if stream is Stream.HYBRID_PROMPTS and rated is None and config.encoder.history is History.RATED:
         raise ValueError("encoder.history: rated; give all rated items, too")
-    if floor is None and Beside.FLOOR in read_beside(config, Stream.HYBRID_PROMPTS):
+    if floor is None and Beside.FLOOR in read_beside(config, stream):
         raise ValueError(f"mapper.offset: {config.mapper.offset}; give the feature floor's logits, too")
     model.set_mode(())
-    read = model.encoder.max_len
+    read = 1 if model.encoder is None else model.encoder.max_len
     table = candidate_table(
-        prompts, history, candidates, shown=config.data.history, read=read, user=user, rated=rated, floor=floor
+        prompts,
+        history,
+        candidates,
+        shown=config.data.history,
+        read=read,
+        stream=stream,
+        user=user,
+        rated=rated,
+        floor=floor,
     )
     device = next(model.parameters()).device
     logit = model(collate(table, config.mapper.tokens, Cut.TITLE).to(device))
@@ -62,6 +70,7 @@ def candidate_table(
     *,
     shown: int,
     read: int,
+    stream: Stream = Stream.HYBRID_PROMPTS,
     user: int = c.UNKNOWN_USER,
     rated: Sequence[tuple[int, bool]] | None = None,
     floor: Sequence[float] | None = None,
@@ -74,7 +83,6 @@ def candidate_table(
     if floor is not None:
         more[c.FLOOR] = pa.array(floor, pa.float32())
     seen = history if rated is None else [item for item, _ in rated]
-    encoded = [prompts.encode(history[-shown:], item) for item in items]
     return pa.table(
         {
             c.USER_ID: pa.array([user] * len(items), pa.int32()),
@@ -82,10 +90,21 @@ def candidate_table(
             c.LABEL: pa.array(np.zeros(len(items)), pa.int8()),  # unknown, and not read
             HISTORY: pa.array([list(seen[-read:])] * len(items), pa.list_(pa.int32())),
             c.SHARED: pa.array(np.zeros(len(items)), pa.int64()),
-            c.HYBRID_TOKENS: pa.array([e.hybrid for e in encoded], pa.list_(pa.int32())),
-            c.USER_AT: pa.array([e.user_at for e in encoded], pa.int32()),
-            c.TITLE_AT: pa.array([e.title_at for e in encoded], pa.int32()),
-            c.ITEM_AT: pa.array([e.item_at for e in encoded], pa.int32()),
+            **_prompt_columns([prompts.encode(history[-shown:], item) for item in items], stream),
             **more,
         }
     )
+
+
+def _prompt_columns(encoded: Sequence[EncodedPrompt], stream: Stream) -> dict[str, pa.Array]:
+    if stream is Stream.TEXT_PROMPTS:
+        return {
+            c.TEXT_TOKENS: pa.array([e.text for e in encoded], pa.list_(pa.int32())),
+            c.TEXT_TITLE_AT: pa.array([e.text_title_at for e in encoded], pa.int32()),
+        }
+    return {
+        c.HYBRID_TOKENS: pa.array([e.hybrid for e in encoded], pa.list_(pa.int32())),
+        c.USER_AT: pa.array([e.user_at for e in encoded], pa.int32()),
+        c.TITLE_AT: pa.array([e.title_at for e in encoded], pa.int32()),
+        c.ITEM_AT: pa.array([e.item_at for e in encoded], pa.int32()),
+    }

@@ -169,19 +169,30 @@ def _judged(run: Run, systems: Sequence[SystemName], split: str, ids: Ids) -> It
 
 def _task(run: Run, spec: SystemSpec, split: str) -> ScoringTask:
     assert spec.reads is not None
+    beside = read_beside(run.config, spec.reads)
+    source = RowSource(run.data.folder, split, spec.reads, run.facts.max_len, beside)
+    return ScoringTask(scoring_job(run, spec), source)
+
+
+def scoring_job(run: Run, spec: SystemSpec) -> ScoringJob:
+    """A neural system with the parts that the run trained for it.
+
+    Raises:
+        InputError: the stage that it needs has not run.
+    """
+    assert spec.reads is not None
     _check_trained(run, spec)
     folders: dict[Part, str] = {}
-    if spec.after is not None:  # what the stage started from, except for what it trained itself
-        stage = run.stage_jobs()[spec.after]
-        folders = dict(stage.origins) | {part: run.part_folder(spec.after, part) for part in stage.trains}
-    job = ScoringJob(
+    if spec.after is not None:
+        folders = {part: run.part_folder(spec.after, part) for part in run.config.stages.trained(spec.after)}
+        if spec.parts - folders.keys():  # what the stage started from
+            folders = dict(run.stage_jobs()[spec.after].origins) | folders
+    return ScoringJob(
         config=run.config,
         facts=run.facts,
         parts={part: folders[part] for part in spec.parts & folders.keys()},  # a stage may go without one
         uses_backbone=spec.reads.uses_backbone,
     )
-    beside = read_beside(run.config, spec.reads)
-    return ScoringTask(job, RowSource(run.data.folder, split, spec.reads, run.facts.max_len, beside))
 
 
 def _check_trained(run: Run, spec: SystemSpec) -> None:

@@ -62,6 +62,12 @@ class Sessions:
         low, high = self.offsets[start], self.offsets[stop]
         return Sessions(self.items[low:high], self.offsets[start : stop + 1] - low)
 
+    def newest(self, count: int) -> "Sessions":
+        """The last ``count`` items of each session, or all that it has."""
+        from_end = np.repeat(self.offsets[1:], self.lengths) - np.arange(len(self.items))
+        ends = np.cumsum(np.minimum(self.lengths, count))
+        return Sessions(self.items[from_end <= count], np.append(0, ends))
+
     def require(self, items: int) -> None:
         """Refuses ids outside a catalogue.
 

@@ -5,10 +5,13 @@ What must be whole is published: on a file system by one rename, elsewhere by wr
 
 import os
 import shutil
+import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 from pyarrow import fs
 
 from rayrec.errors import InputError
@@ -44,8 +47,10 @@ def _open(uri: str) -> tuple[fs.FileSystem, str]:
     return filesystem, path
 
 
-def check_writable(uri: str) -> None:
+def check_writable(uri: str, setting: str = "storage") -> None:
     """Write and delete a small file where ``uri`` is or would be; nothing is left, not even a folder.
+
+    ``setting`` is what names it.
 
     Raises:
         InputError: that fails.
@@ -58,13 +63,19 @@ def check_writable(uri: str) -> None:
         write_bytes(probe, b"")
         delete(probe)
     except Exception as error:  # every file system fails in its own way
-        raise InputError(f"storage {uri}: cannot be written ({error}); set `storage` to a place that can") from None
+        raise InputError(f"{setting} {uri}: cannot be written ({error}); set `{setting}` to a place that can") from None
 
 
 def exists(uri: str) -> bool:
     """There is a file or folder."""
     filesystem, path = _open(uri)
     return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
+
+
+def is_folder(uri: str) -> bool:
+    """There is a folder."""
+    filesystem, path = _open(uri)
+    return bool(filesystem.get_file_info(path).type == fs.FileType.Directory)
 
 
 def names(uri: str) -> list[str]:
@@ -79,6 +90,12 @@ def read_bytes(uri: str) -> bytes:
     filesystem, path = _open(uri)
     with filesystem.open_input_stream(path) as stream:
         return bytes(stream.read())
+
+
+def open_file(uri: str) -> pa.NativeFile:
+    """A file, to read any part of; whoever asks for it closes it."""
+    filesystem, path = _open(uri)
+    return filesystem.open_input_file(path)
 
 
 def read_text(uri: str) -> str:
@@ -115,6 +132,24 @@ def write_file(uri: str, local: Path) -> None:
         partial.replace(target)
         return
     fs.copy_files(str(local), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
+
+
+@contextmanager
+def whole(uri: str) -> Iterator[Path]:
+    """A local path to write a file to: it is at ``uri`` once the block has ended well, and nowhere if it raises."""
+    if is_local(uri):
+        target = Path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
+        try:
+            yield partial
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch) / "file"
+        write_file(uri, Path(scratch) / "file")
 
 
 def delete(uri: str) -> None:

@@ -37,9 +37,12 @@ class _Generated(Datasource):
         return [ReadTask(self._generate, BlockMetadata(None, None, None, None))]
 
 
-def read(generate: Callable[[], Iterator[pa.Table]]) -> ray.data.Dataset:
-    """Lazily: each pass generates the blocks again, which is cheaper than keeping every row as text."""
-    dataset: ray.data.Dataset = ray.data.read_datasource(_Generated(generate), override_num_blocks=1)
+def read(generate: Callable[[], Iterator[pa.Table]], *, cpus: int | None = None) -> ray.data.Dataset:
+    """Lazily: each pass generates the blocks again, which is cheaper than keeping every row as text.
+
+    ``cpus`` are Ray's, None: one; with 0 it needs no place beside actors that have them all.
+    """
+    dataset: ray.data.Dataset = ray.data.read_datasource(_Generated(generate), override_num_blocks=1, num_cpus=cpus)
     return dataset
 
 

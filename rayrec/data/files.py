@@ -1,6 +1,6 @@
 """The files that a preparation leaves: the same rows give the same bytes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,15 +18,22 @@ Manifest = dict[str, Any]
 def write_parquet(path: Path, pieces: Iterable[pa.Table], schema: pa.Schema) -> None:
     """Row groups of exactly ROW_GROUP rows, whatever the sizes of the ``pieces``."""
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        rest = schema.empty_table()
-        for table in pieces:
-            rest = pa.concat_tables([rest, table.select(schema.names).cast(schema)])
-            whole = len(rest) - len(rest) % ROW_GROUP
-            for start in range(0, whole, ROW_GROUP):
-                writer.write_table(rest.slice(start, ROW_GROUP).combine_chunks(), ROW_GROUP)
-            rest = rest.slice(whole)
-        if len(rest):
-            writer.write_table(rest.combine_chunks(), ROW_GROUP)
+        cast = (table.select(schema.names).cast(schema) for table in pieces)
+        for group in of_size(cast, ROW_GROUP):
+            writer.write_table(group, ROW_GROUP)
+
+
+def of_size(pieces: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of exactly ``rows``; the last has what is left."""
+    rest: pa.Table | None = None
+    for table in pieces:
+        rest = table if rest is None else pa.concat_tables([rest, table])
+        whole = len(rest) - len(rest) % rows
+        for start in range(0, whole, rows):
+            yield rest.slice(start, rows).combine_chunks()
+        rest = rest.slice(whole)
+    if rest is not None and len(rest):
+        yield rest.combine_chunks()
 
 
 def write_items(path: Path, sources: pa.Array, titles: pa.Table) -> int:

@@ -20,6 +20,7 @@ LONGER = [
 ]
 SCORED = Run(Config()).systems  # by a run of any configuration that keeps the stages as they are
 SMOKE = ["--config", "configs/smoke.yaml", *LONGER]
+NEXT_ITEMS = ["--config", "configs/smoke_next_item.yaml"]
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,13 @@ def uninterrupted(job_env: dict[str, str], tmp_path_factory: pytest.TempPathFact
     finished = processes.run(processes.job("full_pipeline", *options), job_env, storage / "log")
     print(f"uninterrupted run: {finished.seconds:.0f} s")
     return Pipeline(storage / "smoke", options, finished, job_env)
+
+
+@pytest.fixture(scope="session")
+def next_items(job_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """The same of next items."""
+    storage = tmp_path_factory.mktemp("next-items")
+    options = [*NEXT_ITEMS, "--set", f"storage={storage}"]
+    finished = processes.run(processes.job("full_pipeline", *options), job_env, tmp_path_factory.mktemp("log"))
+    print(f"next items: {finished.seconds:.0f} s")
+    return Pipeline(storage / "smoke-next-item", options, finished, job_env)

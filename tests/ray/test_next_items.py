@@ -11,9 +11,9 @@ import pandas as pd
 import processes
 import pytest
 import safetensors.numpy
+from conftest import NEXT_ITEMS, Pipeline
 from pages import assert_needs_no_network
 
-CONFIG = ["--config", "configs/smoke_next_item.yaml"]
 SYSTEMS = {
     "most_popular": "MostPopular",
     "sknn": "SKNN",
@@ -31,23 +31,18 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return [*CONFIG, "--set", f"storage={tmp_path_factory.mktemp('next-items')}"]
+def options(next_items: Pipeline) -> list[str]:
+    return next_items.options
 
 
 @pytest.fixture(scope="module")
-def finished(
-    job_env: dict[str, str], options: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> processes.Finished:
-    log = tmp_path_factory.mktemp("log")
-    done = processes.run(processes.job("full_pipeline", *options), job_env, log).checked()
-    print(f"next items: {done.seconds:.0f} s")
-    return done
+def finished(next_items: Pipeline) -> processes.Finished:
+    return next_items.finished.checked()
 
 
 @pytest.fixture(scope="module")
-def folder(finished: processes.Finished, options: list[str]) -> Path:
-    return Path(options[-1].removeprefix("storage=")) / "smoke-next-item"
+def folder(finished: processes.Finished, next_items: Pipeline) -> Path:
+    return next_items.folder
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +180,7 @@ def test_an_experiment_compares_them(job_env: dict[str, str], tmp_path: Path) ->
     names = {"system": "sasrec", "set": {"encoder.initial": {"names": "random_projection"}}}
     systems = {"Popular": {"system": "most_popular"}, "SASRec": {"system": "sasrec"}, "LLM2SASRec": names}
     systems["LLMSeqSim-LLM2SASRec"] = names | {"system": "llmseqsim_sequential"}
-    tree = {"name": "e", "base": str(processes.ROOT / CONFIG[1]), "set": base, "seeds": [0, 1], "systems": systems}
+    tree = {"name": "e", "base": str(processes.ROOT / NEXT_ITEMS[1]), "set": base, "seeds": [0, 1], "systems": systems}
     file.write_text(json.dumps(tree | {"reference": "Popular"}))
     options = ["--config", str(file)]
     done = processes.run(processes.job("experiment", *options), job_env, tmp_path / "log").checked()

@@ -123,6 +123,16 @@ ROWS: dict[str, list[str]] = {
         f"{HERE}[unknown storage]",
         "tests/unit/test_storage.py::test_a_place_that_cannot_be_written_is_named",
     ],
+    "sessions that no lists can be made for": [
+        "tests/unit/test_requests.py::test_what_is_wrong_is_told_in_one_line",
+        "tests/unit/test_requests.py::test_files_are_told_apart_by_what_is_wrong_with_them",
+        "tests/unit/test_requests.py::test_two_sessions_of_one_id_are_refused",
+        "tests/unit/test_requests.py::test_a_damaged_file_is_named",
+    ],
+    "a run or system that makes no such lists": [
+        "tests/unit/test_recommenders.py::test_an_order_that_cannot_be_met_is_refused",
+        "tests/unit/test_recommenders.py::test_what_reads_ratings_is_refused",
+    ],
     "more workers than the cluster has": [
         f"{HERE}[too many workers]",
         "tests/unit/test_bad_input.py::test_the_real_job_ends_with_2",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from rayrec.batch import Batch, Prompt
 from rayrec.config import Config
 from rayrec.config.model import EncoderConfig
 from rayrec.data.prompts import PromptEncoder, resolve_answers
@@ -51,6 +52,28 @@ def test_together_they_score_as_one_by_one(tiny: Path, model: SASRecLLM, config:
     assert together.shape == (6,) and len(set(together.round(6))) == 6
     other = score_candidates(model, prompts, config, HISTORY[:-1], candidates)
     assert not np.allclose(together, other, atol=1e-4)
+
+
+def test_titles_alone_are_scored_as_one_by_one(tiny: Path, config: Config) -> None:
+    tokenizer = load_tokenizer(tiny)
+    answers = resolve_answers(tokenizer)
+    torch.manual_seed(0)
+    shape = ModelShape(users=4, items=len(TITLES), max_len=4, backbone=tiny, answers=(answers.yes, answers.no))
+    model = build(config, shape, parts=frozenset({Part.LORA}), with_backbone=True)
+    for parameter in model.parts()[Part.LORA].values():
+        nn.init.normal_(parameter, std=0.3)
+    prompts, candidates = PromptEncoder(tokenizer, TITLES, 100), [5, 2, 20, 11]
+    for history in (HISTORY, []):
+        alone = []
+        for item in candidates:
+            tokens = torch.tensor([prompts.encode(history[-3:], item).text])
+            nothing = torch.zeros(1, 1, dtype=torch.int64)
+            prompt = Prompt(tokens, torch.tensor([tokens.shape[1]]))
+            with torch.no_grad():
+                alone.append(model(Batch(nothing[0], nothing, nothing[0], torch.zeros(1), prompt)).sigmoid().item())
+        together = score_candidates(model, prompts, config, history, candidates)
+        np.testing.assert_allclose(together, alone, atol=1e-6)
+        assert len(set(together.round(6))) == 4
 
 
 def test_a_user_without_history_has_scores_too(tiny: Path, model: SASRecLLM, config: Config) -> None:

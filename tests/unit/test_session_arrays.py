@@ -23,6 +23,12 @@ def test_a_block_is_the_sessions_it_was_cut_from() -> None:
     assert len(sessions.between(4, 4)) == 0
 
 
+@pytest.mark.parametrize(("count", "kept"), [(1, [[1], [], [5], [4]]), (2, [[3, 1], [], [2, 5], [4]])])
+def test_the_newest_items_come_last(count: int, kept: list[list[int]]) -> None:
+    newest = Sessions.of([[3, 1], [], [2, 2, 5], [4]]).newest(count)
+    assert [session.tolist() for session in newest.each()] == kept
+
+
 def test_no_sessions_are_fine() -> None:
     empty = Sessions.of([])
     assert len(empty) == 0 and empty.counts(2).tolist() == [0, 0, 0] and empty.owners.tolist() == []

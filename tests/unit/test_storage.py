@@ -34,6 +34,25 @@ def test_a_folder_is_uploaded_as_it_is(tmp_path: Path) -> None:
     assert everything(tmp_path / "to") == {"sub/x", "y"}
 
 
+@pytest.mark.parametrize("is_uri", [False, True], ids=["path", "uri"])
+def test_a_file_is_there_once_it_is_whole(is_uri: bool, tmp_path: Path) -> None:
+    target = tmp_path / "lists.parquet"
+    uri = target.as_uri() if is_uri else str(tmp_path / "lists.parquet")
+    for content in ("first", "second"):
+        with storage.whole(uri) as path:
+            path.write_text(content)
+            assert not target.exists() or target.read_text() == "first"
+        assert target.read_text() == content
+    with pytest.raises(Killed), storage.whole(uri) as path:
+        path.write_text("half")
+        raise Killed
+    assert target.read_text() == "second" and everything(tmp_path) == {"lists.parquet"}
+    assert storage.is_folder(str(tmp_path)) and not storage.is_folder(uri) and not storage.is_folder(f"{tmp_path}/no")
+    with storage.open_file(uri) as file:
+        file.seek(3)
+        assert file.read() == b"ond"
+
+
 @pytest.fixture(params=["path", "uri"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
     """A folder to publish, by its path (one rename) and by a URI (its mark last), as on an object store."""

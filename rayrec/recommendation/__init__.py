@@ -1,0 +1,1 @@
+"""Lists of recommendations for sessions that a person brings, by a system of a run."""

@@ -1,0 +1,110 @@
+"""Which lists are asked for, and which models make them: checked before anything starts."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import yaml
+
+from rayrec import storage
+from rayrec.binding import RUN
+from rayrec.config import differences, fingerprint, identity
+from rayrec.errors import InputError
+from rayrec.rankers import RANKERS
+from rayrec.run import Run
+from rayrec.scoring import scoring_job
+from rayrec.settings import override, validate
+from rayrec.stages import SYSTEMS, EncoderKind, History, Stream, SystemName, Task
+from rayrec.training.model import ScoringJob
+
+CANDIDATES: Final = 100  # of the encoder, which a language model puts in order
+
+_BY_NAME: Final = {EncoderKind.MF, EncoderKind.NEUMF}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What every actor is told. Plain data."""
+
+    run: Run
+    system: SystemName
+    k: int  # places of a list
+    ranks: ScoringJob | None  # the encoder that ranks the catalogue; None: the system does, and nothing trains it
+    reranks: ScoringJob | None  # the language model that puts the encoder's best in order
+    candidates: int  # how many of them
+
+    @property
+    def by_user(self) -> bool:
+        """The encoder knows users by name."""
+        return self.ranks is not None and self.run.config.encoder.kind in _BY_NAME
+
+    @property
+    def chunk(self) -> int:
+        """Sessions that an actor is handed at a time."""
+        return self.run.config.evaluation.rows_at_once(with_backbone=self.reranks is not None)
+
+
+def open_run(folder: str, overrides: list[str]) -> Run:
+    """The run in a folder, as the folder itself says; ``overrides`` may change how it runs.
+
+    Raises:
+        InputError: there is none, or an override would make it another.
+    """
+    folder = storage.absolute(folder)
+    path = storage.join(folder, RUN)
+    if not storage.exists(path):
+        raise InputError(f"{folder}: no run here; give --run the folder with its {RUN}, such as runs/ml100k-smollm2")
+    held = yaml.safe_load(storage.read_text(path))
+    tree = held["config"] | held["run"] | {"storage": folder.rpartition("/")[0]}
+    run = Run(validate(override(tree, overrides), path), place=folder)
+    if fingerprint(identity(run.config)) != held["fingerprint"]:
+        changed = "; ".join(differences(held["config"], identity(run.config)))
+        raise InputError(f"{folder}: the run is of another configuration ({changed}); --set may change cluster alone")
+    return run
+
+
+def make_plan(run: Run, system: SystemName, k: int, candidates: int | None) -> Plan:
+    """What ``system`` needs for lists of ``k``; ``candidates`` None: the default, where it puts some in order.
+
+    Raises:
+        InputError: the run has no such system or has not trained it, or no lists can be made of it.
+    """
+    _check_system(run, system)
+    spec, ranks, reranks = SYSTEMS[system], None, None
+    if spec.reads is not None:
+        ranks = scoring_job(run, SYSTEMS[SystemName.SASREC])
+        reranks = scoring_job(run, spec) if spec.reads.uses_backbone else None
+    if reranks is None and candidates is not None:
+        raise InputError(f"--candidates: {system} ranks the whole catalogue; leave it out")
+    candidates = candidates or CANDIDATES
+    if reranks is not None and k > candidates:
+        raise InputError(f"--k {k}: {system} puts {candidates} candidates in order; add --candidates {k}, or more")
+    return Plan(run=run, system=system, k=k, ranks=ranks, reranks=reranks, candidates=candidates)
+
+
+def _check_system(run: Run, system: SystemName) -> None:
+    able = [each for each in run.systems if _makes_lists(run, each)]
+    if system not in able:
+        why = "no lists are made of it for new sessions" if system in run.systems else "the run has none"
+        raise InputError(f"--system {system}: {why}; choose {' or '.join(able)}")
+    reads, config = SYSTEMS[system].reads, run.config
+    if reads is None:
+        return
+    asked: list[tuple[str, object]] = [
+        ("encoder.history", config.encoder.history is History.RATED),
+        ("encoder.offset", config.encoder.offset),
+    ]
+    if reads is Stream.HYBRID_PROMPTS:
+        asked.append(("mapper.offset", config.mapper.offset == "feature_floor"))  # else it is the encoder's
+    for key, is_asked in asked:
+        if is_asked:
+            raise InputError(f"--system {system}: this run's {key} reads ratings, which sessions of liked items lack")
+
+
+def _makes_lists(run: Run, system: SystemName) -> bool:
+    """The encoder, what has a ranker, and of clicks each language model, behind the encoder."""
+    reads = SYSTEMS[system].reads
+    if reads is None:
+        return system in RANKERS
+    return system is SystemName.SASREC or (
+        reads.uses_backbone and run.config.data.task is Task.CLICK and SystemName.SASREC in run.systems
+    )
