@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -111,6 +112,36 @@ def run(command: list[str], env: dict[str, str], log: Path) -> Finished:
     """Run to the end."""
     with running(command, env, log) as started:
         return started.wait()
+
+
+def measured(command: list[str], env: dict[str, str], log: Path, timeout: float = 3000) -> tuple[float, float]:
+    """Run to the end: seconds, and the most bytes that the process and all below it held, shared ones counted once."""
+    peak, over = 0.0, threading.Event()
+    with running(command, env, log) as started:
+
+        def watch() -> None:
+            nonlocal peak
+            while not over.wait(0.5):
+                peak = max(peak, sum(map(held, [started.process, *started.family()])))
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        began = time.monotonic()
+        try:
+            started.wait(timeout).checked()
+            seconds = time.monotonic() - began
+        finally:
+            over.set()
+            thread.join()
+    return seconds, peak
+
+
+def held(process: psutil.Process) -> float:
+    """Bytes of a process; of what it shares its share."""
+    try:
+        return float(process.memory_full_info().pss)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0.0
 
 
 def end_all(processes: list[psutil.Process], grace: float = 10.0) -> None:

@@ -1,6 +1,7 @@
 """The benchmark in its smallest form: every subject runs, and what it leaves can be read."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +19,30 @@ SMALL = {
     "metric_users": 200,
     "groups_steps": 4,
 }
+
+
+OF_NEXT_ITEMS = {
+    "name": "small",
+    "base": str(processes.ROOT / "configs" / "smoke_next_item.yaml"),
+    "set": {"cluster.workers": 1},
+    "subjects": ["encoder", "ranking"],
+    "rounds": 1,
+    "ranked_sessions": 500,
+    "ranked_items": 300,
+}
+
+
+def test_lists_of_next_items_are_measured(job_env: dict[str, str], tmp_path: Path) -> None:
+    tree = OF_NEXT_ITEMS | {"set": {**OF_NEXT_ITEMS["set"], "storage": str(tmp_path)}}  # type: ignore[dict-item]
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(tree))
+    command = processes.job("benchmark", "--config", str(tmp_path / "small.yaml"))
+    finished = processes.run(command, job_env, tmp_path / "log").checked()
+    print(f"benchmark of next items: {finished.seconds:.0f} s")
+    assert "encoder stage: left out" in finished.out  # without RecTools
+    table = pd.read_csv(tmp_path / "small" / "benchmark.csv")
+    assert len(table) == 2 and table["name"][0] == "ranking 500 sessions, 300 items"
+    assert re.fullmatch(r"evaluation of 1\d\d sessions, 150 items", table["name"][1])
+    assert (table["ours"] > 0).all() and (table["theirs"] > 0).all()
 
 
 def test_every_subject_is_measured(job_env: dict[str, str], tmp_path: Path) -> None:

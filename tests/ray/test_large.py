@@ -2,13 +2,10 @@
 
 import json
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import processes
-import psutil
 import pyarrow as pa
 import pyarrow.csv as pc
 import pytest
@@ -16,7 +13,7 @@ import pytest
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]
 USERS, ITEMS = 100_000, 50_000
 REVIEWS, REVIEWERS, BOOKS, LISTED = 3_000_000, 1_000_000, 221_998, 212_404
-LIMIT = 4e9  # bytes of all processes of the job together, memory that they share counted once
+LIMIT = 4e9  # bytes of all processes of the job together
 GROWTH = 12  # times the time, for ten times the rows
 PREPARE = """
 import sys
@@ -78,31 +75,8 @@ def generate_reviews(folder: Path, rows: int) -> dict[str, int]:
 
 
 def measure(folder: Path, env: dict[str, str], *settings: str) -> tuple[float, float]:
-    """Seconds, and the most bytes that the process and all below it held."""
-    command = [sys.executable, "-c", PREPARE, str(folder), *settings]
-    peak, over = 0.0, threading.Event()
-    with processes.running(command, env, folder / "log") as started:
-
-        def watch() -> None:
-            nonlocal peak
-            while not over.wait(0.5):
-                peak = max(peak, sum(map(held, [started.process, *started.family()])))
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        began = time.monotonic()
-        started.wait(3000).checked()
-        seconds = time.monotonic() - began
-        over.set()
-        thread.join()
-    return seconds, peak
-
-
-def held(process: psutil.Process) -> float:
-    try:
-        return float(process.memory_full_info().pss)
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return 0.0
+    """Seconds and bytes of a preparation."""
+    return processes.measured([sys.executable, "-c", PREPARE, str(folder), *settings], env, folder / "log")
 
 
 def test_ten_million_interactions(job_env: dict[str, str], tmp_path: Path) -> None:

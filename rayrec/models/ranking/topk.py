@@ -39,7 +39,7 @@ class Catalogue:
 
         ``known_V``, bool: items that are False, such as those never seen in training, are in no list. None: all are.
         """
-        self._items, self._vectors_CD = len(items_VD), items_VD
+        self._vectors_CD = items_VD
         self._ids_C = torch.arange(1, len(items_VD) + 1, device=items_VD.device)
         self._row_V = self._ids_C - 1
         if known_V is not None and not known_V.all():
@@ -66,7 +66,7 @@ class Catalogue:
         Raises:
             ValueError: there are not as many prompts as vectors, a prompt's id is above V, or a score is NaN.
         """
-        own = None if prompts is None else self._own(prompts, len(users_BD))
+        own = None if prompts is None else _Own(prompts, len(users_BD), self._row_V)
         chunk = max(1, min(len(self._vectors_CD), _CHUNK, scores_at_once))
         size = max(1, scores_at_once // chunk)
         ids_BK = users_BD.new_zeros((len(users_BD), k), dtype=torch.int64)
@@ -88,12 +88,6 @@ class Catalogue:
                 found_BK = torch.where(values_BK > -torch.inf, self._ids_C[rows_BK], 0)
                 ids_BK[start : start + size, : found_BK.shape[1]] = found_BK
         return ids_BK
-
-    def _own(self, prompts: Sessions, users: int) -> "_Own":
-        if len(prompts) != users:
-            raise ValueError(f"{len(prompts)} prompts for {users} user vectors")
-        prompts.require(self._items)
-        return _Own(prompts, self._row_V)
 
 
 def top_k(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -121,7 +115,7 @@ def top_k(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _largest(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """``scores_BC.topk(k)``, whose time is the number of scores, asked of few.
+    """``scores_BC.topk(k)``, which is slow where it reads many scores, asked of few.
 
     Columns n, n + N, n + 2N, ... are group n. Fewer than k groups hold a score above the row's k-th largest, so the k
     groups of largest maxima hold k scores as large as any.
@@ -157,7 +151,11 @@ def _merged(best: tuple[Tensor, Tensor] | None, more: tuple[Tensor, Tensor], k: 
 class _Own:
     """The prompts' own items as tensors on the scores' device, to take them out of the scores."""
 
-    def __init__(self, prompts: Sessions, row_V: Tensor) -> None:
+    def __init__(self, prompts: Sessions, users: int, row_V: Tensor) -> None:
+        """``row_V``: where each item's scores are, below 0 nowhere."""
+        if len(prompts) != users:
+            raise ValueError(f"{len(prompts)} prompts for {users} user vectors")
+        prompts.require(len(row_V))
         self.offsets = prompts.offsets
         self.session = torch.tensor(prompts.owners, device=row_V.device)
         self.row = row_V[torch.tensor(prompts.items, dtype=torch.int64, device=row_V.device) - 1]
