@@ -62,6 +62,7 @@ def test_titles_alone_are_scored_as_one_by_one(tiny: Path, config: Config) -> No
     model = build(config, shape, parts=frozenset({Part.LORA}), with_backbone=True)
     for parameter in model.parts()[Part.LORA].values():
         nn.init.normal_(parameter, std=0.3)
+    model.set_mode(())
     prompts, candidates = PromptEncoder(tokenizer, TITLES, 100), [5, 2, 20, 11]
     for history in (HISTORY, []):
         alone = []
