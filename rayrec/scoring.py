@@ -222,8 +222,9 @@ def write_lists(run: Run, path: str, ids: Ids, lists: pa.Table) -> None:
     """Write lists for test rows (LISTS_SCHEMA; of answers in words, ANSWERS_SCHEMA)."""
     rows = _rows(run, "test").frame(ids)
     held_out = pa.ListArray.from_arrays(pa.array(np.arange(len(ids) + 1), pa.int32()), rows[c.ITEM_ID].combine_chunks())
-    columns = {c.USER_ID: rows[c.USER_ID], c.HELD_OUT: held_out, **{name: lists[name] for name in lists.column_names}}
-    _write(path, pa.table(columns).cast(c.ANSWERS_SCHEMA if c.SAID in columns else c.LISTS_SCHEMA))
+    schema = c.ANSWERS_SCHEMA if c.SAID in lists.column_names else c.LISTS_SCHEMA
+    columns = {name: lists[name] for name in schema.names if name in lists.column_names}
+    _write(path, pa.table({c.USER_ID: rows[c.USER_ID], c.HELD_OUT: held_out, **columns}).cast(schema))
 
 
 def _write(path: str, table: pa.Table) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import left_out
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -190,7 +191,9 @@ def test_a_file_of_lists_says_what_was_held_out(tmp_path: Path) -> None:
     }
     found, held_out = next_item_evaluation.read_lists(run, SystemName.SASREC)
     assert found.tolist() == lists.tolist() and held_out.items.tolist() == [7, 11, 10] and len(held_out) == 3
-    scoring.write_lists(run, path, ids, lists_table(lists))
+    marked = lists_table(lists).append_column("row", pa.array(ids))  # as it comes from the actors
+    scoring.write_lists(run, path, ids, marked)
+    assert pq.read_table(path).schema == c.LISTS_SCHEMA
     assert pq.read_table(path)["scores"].to_pylist() == [None] * 3
 
 
