@@ -25,7 +25,7 @@ from rayrec.data.tokenise import load_tokenizer, open_encoder
 from rayrec.errors import InputError
 from rayrec.models.sasrecllm import SASRecLLM, build
 from rayrec.ranking import candidate_table
-from rayrec.recommendation import job
+from rayrec.recommendation import actor, job
 from rayrec.recommendation.job import Order, lists_schema, recommend
 from rayrec.recommendation.plan import make_plan, open_run
 from rayrec.recommendation.recommenders import open_recommender
@@ -171,8 +171,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Sessions of each call."""
     calls: list[int] = []
 
-    def streamed(generate: Any, count: int, actor: Any, arguments: Any, cluster: Any) -> Iterator[pa.Table]:
-        made = actor(*arguments)
+    def streamed(generate: Any, count: int, kind: Any, arguments: Any, cluster: Any) -> Iterator[pa.Table]:
+        made = kind(*arguments)
         for chunk in generate():
             calls.append(len(chunk))
             yield made(chunk)
@@ -272,7 +272,7 @@ def test_what_breaks_leaves_nothing(here: list[int], tmp_path: Path, monkeypatch
 
         return second_fails
 
-    monkeypatch.setattr(job, "open_recommender", breaks)
+    monkeypatch.setattr(actor, "open_recommender", breaks)
     for out in (order.out, str(tmp_path / "other.parquet")):
         with pytest.raises(InputError, match="it broke"):
             recommend(Order(**(vars(order) | {"out": out, "k": 2})))
@@ -291,7 +291,15 @@ def test_options_become_an_order(monkeypatch: pytest.MonkeyPatch, capsys: pytest
             cli.main_for_recommendation("", found.append)
         return caught.value.code
 
-    plain: dict[str, Any] = {"run": "r", "sessions": "s", "out": "o", "k": 20, "candidates": None, "titles": False, "overrides": []}
+    plain: dict[str, Any] = {
+        "run": "r",
+        "sessions": "s",
+        "out": "o",
+        "k": 20,
+        "candidates": None,
+        "titles": False,
+        "overrides": [],
+    }
     assert ends_with("--system", "sknn") == 0
     assert found == [Order(system=SystemName.SKNN, **plain)]
     more = ["--k", "3", "--candidates", "9", "--titles", "--set", "a=b", "--set", "c=d"]
@@ -331,6 +339,15 @@ def test_an_order_that_cannot_be_met_is_refused(
     with pytest.raises(InputError, match=message) as caught:
         recommend(Order(**(vars(order) | given)))
     assert "\n" not in str(caught.value) and everything(tmp_path) == before and not here
+
+
+@pytest.mark.parametrize(
+    "system", [SystemName.EMBEDDING_ENSEMBLE, SystemName.LLMSEQSIM_SEQUENTIAL, SystemName.LLMSEQPROMPT]
+)
+def test_what_answers_for_the_runs_own_sessions_alone_is_refused(system: SystemName, tmp_path: Path) -> None:
+    able = "most_popular or sknn or v_sknn or llmseqsim or sasrec"
+    with pytest.raises(InputError, match=rf"--system {system}: .*; choose {able}$"):
+        make_plan(prepared_run(tmp_path), system, 5, None)
 
 
 @pytest.mark.parametrize(
