@@ -2,30 +2,25 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from rayrec import __version__, storage
 from rayrec.actors import streamed
 from rayrec.data import columns as c
-from rayrec.data.catalogue import lists_table
 from rayrec.data.files import write_parquet
 from rayrec.data.store import open_table
 from rayrec.errors import InputError
 from rayrec.name_tables import nearness_table
 from rayrec.pipeline import quieten
 from rayrec.preparation import prepare_table
-from rayrec.recommendation.plan import Plan, make_plan, open_run
-from rayrec.recommendation.recommenders import Recommender, open_recommender
+from rayrec.recommendation.actor import SCORES, TITLES, ListActor
+from rayrec.recommendation.plan import make_plan, open_run
+from rayrec.recommendation.recommenders import Plan
 from rayrec.recommendation.requests import ITEMS, SESSION_ID, Requests, open_requests
-from rayrec.sessions import Sessions
 from rayrec.stages import SystemName
 from rayrec.training.cluster import connected
-from rayrec.training.model import quiet_libraries
-
-TITLES, SCORES = "titles", c.SCORES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +69,7 @@ def lists(plan: Plan, requests: Requests, sessions: int, schema: pa.Schema) -> I
     """
     chunks = partial(requests.chunks, plan.chunk)
     count = -(-sessions // plan.chunk)
-    return streamed(chunks, count, _Actor, (plan, schema), plan.run.config.cluster)
+    return streamed(chunks, count, ListActor, (plan, schema), plan.run.config.cluster)
 
 
 def lists_schema(requests: Requests, *, titles: bool) -> pa.Schema:
@@ -101,37 +96,3 @@ def _check_out(out: str, sessions: str) -> None:
     if out == given or (storage.is_folder(given) and out.startswith(f"{given}/")):
         raise InputError(f"--out {out}: among the sessions that are read; write it elsewhere")
     storage.check_writable(out.rpartition("/")[0], "--out")
-
-
-class _Actor:
-    """One actor."""
-
-    def __init__(self, plan: Plan, schema: pa.Schema) -> None:
-        self._plan, self._schema = plan, schema
-
-    @cached_property
-    def _recommender(self) -> Recommender:
-        """On first use: an error of an actor's constructor would come back from Ray as text alone, after retries."""
-        quiet_libraries()
-        return open_recommender(self._plan)
-
-    @cached_property
-    def _items(self) -> pa.Table:
-        """What stands for an item's id, in the order of their ids."""
-        items = open_table(storage.join(self._plan.run.data.folder, "items.parquet")).select([c.SOURCE_ID, c.TITLE])
-        shown = items.rename_columns([ITEMS, TITLES]).combine_chunks()
-        kind = self._schema.field(ITEMS).type.value_type
-        return shown.set_column(0, ITEMS, shown[ITEMS].cast(kind))
-
-    def __call__(self, chunk: pa.Table) -> pa.Table:
-        history = chunk[c.HISTORY].combine_chunks()
-        offsets = history.offsets.to_numpy()  # of a slice, they do not start at 0
-        sessions = Sessions(history.flatten().to_numpy(), offsets - offsets[0])
-        ids_BK, scores_BK = self._recommender(sessions, chunk[c.USER_ID].to_numpy(), self._plan.k)
-        found = lists_table(ids_BK, scores_BK)
-        ranked = found[c.RANKED].combine_chunks()
-        columns = {SESSION_ID: chunk[SESSION_ID], SCORES: found[c.SCORES]}
-        for name in (ITEMS, TITLES):
-            shown = self._items[name].take(pc.subtract(ranked.values, 1))
-            columns[name] = pa.ListArray.from_arrays(ranked.offsets, shown.combine_chunks())
-        return pa.table({name: columns[name] for name in self._schema.names}, schema=self._schema)

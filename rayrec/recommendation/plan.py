@@ -1,6 +1,5 @@
 """Which lists are asked for, and which models make them: checked before anything starts."""
 
-from dataclasses import dataclass
 from typing import Final
 
 import yaml
@@ -10,37 +9,13 @@ from rayrec.binding import RUN
 from rayrec.config import differences, fingerprint, identity
 from rayrec.errors import InputError
 from rayrec.rankers import RANKERS
+from rayrec.recommendation.recommenders import Plan
 from rayrec.run import Run
 from rayrec.scoring import scoring_job
 from rayrec.settings import override, validate
-from rayrec.stages import SYSTEMS, EncoderKind, History, Stream, SystemName, Task
-from rayrec.training.model import ScoringJob
+from rayrec.stages import SYSTEMS, History, Stream, SystemName, Task
 
 CANDIDATES: Final = 100  # of the encoder, which a language model puts in order
-
-_BY_NAME: Final = {EncoderKind.MF, EncoderKind.NEUMF}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What every actor is told. Plain data."""
-
-    run: Run
-    system: SystemName
-    k: int  # places of a list
-    ranks: ScoringJob | None  # the encoder that ranks the catalogue; None: the system does, and nothing trains it
-    reranks: ScoringJob | None  # the language model that puts the encoder's best in order
-    candidates: int  # how many of them
-
-    @property
-    def by_user(self) -> bool:
-        """The encoder knows users by name."""
-        return self.ranks is not None and self.run.config.encoder.kind in _BY_NAME
-
-    @property
-    def chunk(self) -> int:
-        """Sessions that an actor is handed at a time."""
-        return self.run.config.evaluation.rows_at_once(with_backbone=self.reranks is not None)
 
 
 def open_run(folder: str, overrides: list[str]) -> Run:

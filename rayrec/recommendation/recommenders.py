@@ -3,6 +3,7 @@
 Shapes: B sessions, V items, K places of a list.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
 
@@ -22,17 +23,39 @@ from rayrec.models.checkpoints import local_backbone
 from rayrec.models.ranking import top_k
 from rayrec.rankers import fitted_ranker
 from rayrec.ranking import score_candidates
-from rayrec.recommendation.plan import Plan
 from rayrec.run import Run
 from rayrec.sessions import Index, Sessions
-from rayrec.stages import Task
+from rayrec.stages import EncoderKind, SystemName, Task
 from rayrec.training.lists import Lister
-from rayrec.training.model import scoring_model
+from rayrec.training.model import ScoringJob, scoring_model
 
 Lists = tuple[NDArray[np.int64], NDArray[np.float32] | None]  # ids, 0 for an empty place, and scores; (B, K) each
 Users = NDArray[np.int32]
 
+_BY_NAME: Final = {EncoderKind.MF, EncoderKind.NEUMF}
 _CHUNK: Final = 2**14  # items that are scored at a time, where each is a row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What every actor is told. Plain data."""
+
+    run: Run
+    system: SystemName
+    k: int  # places of a list
+    ranks: ScoringJob | None  # the encoder that ranks the catalogue; None: the system does, and nothing trains it
+    reranks: ScoringJob | None  # the language model that puts the encoder's best in order
+    candidates: int  # how many of them
+
+    @property
+    def by_user(self) -> bool:
+        """The encoder knows users by name."""
+        return self.ranks is not None and self.run.config.encoder.kind in _BY_NAME
+
+    @property
+    def chunk(self) -> int:
+        """Sessions that an actor is handed at a time."""
+        return self.run.config.evaluation.rows_at_once(with_backbone=self.reranks is not None)
 
 
 class Recommender(Protocol):

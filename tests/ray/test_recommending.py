@@ -69,7 +69,6 @@ def test_next_items_are_those_of_the_evaluation(
         gaps = -np.diff(scores, prepend=np.inf, append=-np.inf)
         places = zip(ours["items"], sources[ranked], np.minimum(gaps[:-1], gaps[1:]), strict=True)
         assert all(item == theirs or gap < 1e-4 for item, theirs, gap in places)
-    assert recommended(next_items, system, place, k=20, workers=1).equals(table)
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -86,12 +85,26 @@ def test_clicks_are_scored_as_in_the_evaluation(system: str, uninterrupted: Pipe
     table = recommended(uninterrupted, system, place, k=len(items), workers=2, best=best)
     sources, compared = items.set_index("item_id")["source_id"], 0
     for ours, item, score in zip(table.to_pylist(), rows["item_id"], rows["score"], strict=True):
-        assert ours["scores"] == sorted(ours["scores"], reverse=True) and len(ours["items"]) > len(items) / 2
+        assert ours["scores"] == sorted(ours["scores"], reverse=True) and len(ours["items"]) > len(items) / 4
         found = dict(zip(ours["items"], ours["scores"], strict=True))
         if sources[item] in found:  # else it is in the session, or new to training
             assert found[sources[item]] == pytest.approx(score, abs=2e-5)
             compared += 1
-    assert compared > len(rows) / 2
+    assert compared > len(rows) / 4
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("system", ["sasrec", "v_sknn"])
+def test_one_actor_gives_the_same_bits_as_two(
+    system: str, next_items: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    next_items.finished.checked()
+    test = pd.read_parquet(next_items.folder / "data" / "test.parquet")
+    place = write_sessions(next_items.folder, test, tmp_path / "sessions.parquet")
+    monkeypatch.setattr("rayrec.recommendation.plan.Plan.chunk", 8)
+    one, two = (recommended(next_items, system, place, k=20, workers=workers) for workers in (1, 2))
+    assert one.equals(two) and len(one) == len(test)
 
 
 @pytest.mark.full

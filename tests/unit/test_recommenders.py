@@ -25,10 +25,11 @@ from rayrec.data.tokenise import load_tokenizer, open_encoder
 from rayrec.errors import InputError
 from rayrec.models.sasrecllm import SASRecLLM, build
 from rayrec.ranking import candidate_table
-from rayrec.recommendation import job
-from rayrec.recommendation.job import Order, recommend
+from rayrec.recommendation import actor, job
+from rayrec.recommendation.job import Order, lists_schema, recommend
 from rayrec.recommendation.plan import make_plan, open_run
 from rayrec.recommendation.recommenders import open_recommender
+from rayrec.recommendation.requests import open_requests
 from rayrec.run import Run
 from rayrec.sessions import Sessions
 from rayrec.settings import validate, with_values
@@ -112,9 +113,7 @@ def test_next_items_are_those_of_the_evaluation(tmp_path: Path) -> None:
     evaluated = lister.rank(rows, ids, 5)
     recommender = open_recommender(plan)
     found = recommender(rows.sessions(ids), np.full(len(ids), c.UNKNOWN_USER, np.int32), 5)
-    for ours, theirs in zip(found, evaluated, strict=True):
-        assert ours is not None
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert np.array_equal(found[0], evaluated[0]) and found[1] == pytest.approx(evaluated[1], rel=1e-5)
     nothing, _ = recommender(Sessions.of([[], [3]]), USERS[:2], 5)
     assert not nothing[0].any() and nothing[1].all()  # no session of training was empty
 
@@ -172,8 +171,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Sessions of each call."""
     calls: list[int] = []
 
-    def streamed(generate: Any, count: int, actor: Any, arguments: Any, cluster: Any) -> Iterator[pa.Table]:
-        made = actor(*arguments)
+    def streamed(generate: Any, count: int, kind: Any, arguments: Any, cluster: Any) -> Iterator[pa.Table]:
+        made = kind(*arguments)
         for chunk in generate():
             calls.append(len(chunk))
             yield made(chunk)
@@ -253,19 +252,18 @@ def test_items_come_back_as_numbers_where_all_are(sources: list[str], tmp_path: 
     items = pa.table({"item_id": [1, 2, 3], "source_id": sources, "title": sources}).cast(c.ITEMS_SCHEMA)
     pq.write_table(items, tmp_path / "items.parquet")
     pq.write_table(pa.table({"session_id": [1], "items": [[2]]}), tmp_path / "sessions.parquet")
-    found = job.open_requests(str(tmp_path / "sessions.parquet"), str(tmp_path), by_user=False)
+    found = open_requests(str(tmp_path / "sessions.parquet"), str(tmp_path), by_user=False)
     kind = pa.int64() if sources[2] == "30" else pa.string()
-    assert job.lists_schema(found, titles=False).field("items").type == pa.list_(kind)
+    assert lists_schema(found, titles=False).field("items").type == pa.list_(kind)
 
 
 def test_what_breaks_leaves_nothing(here: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = asked_of(train(clicks(tmp_path), StageName.PRETRAIN_ENCODER), tmp_path)
     recommend(order)
     first, before = Path(order.out).read_bytes(), everything(tmp_path)
-    opened = job.open_recommender
 
     def breaks(plan: Any) -> Any:
-        recommender = opened(plan)
+        recommender = open_recommender(plan)
 
         def second_fails(sessions: Sessions, users: Any, k: int) -> Any:
             if len(sessions) == 1:
@@ -274,7 +272,7 @@ def test_what_breaks_leaves_nothing(here: list[int], tmp_path: Path, monkeypatch
 
         return second_fails
 
-    monkeypatch.setattr(job, "open_recommender", breaks)
+    monkeypatch.setattr(actor, "open_recommender", breaks)
     for out in (order.out, str(tmp_path / "other.parquet")):
         with pytest.raises(InputError, match="it broke"):
             recommend(Order(**(vars(order) | {"out": out, "k": 2})))
@@ -293,12 +291,20 @@ def test_options_become_an_order(monkeypatch: pytest.MonkeyPatch, capsys: pytest
             cli.main_for_recommendation("", found.append)
         return caught.value.code
 
-    plain = {"run": "r", "sessions": "s", "out": "o", "k": 20, "candidates": None, "titles": False, "overrides": []}
+    plain: dict[str, Any] = {
+        "run": "r",
+        "sessions": "s",
+        "out": "o",
+        "k": 20,
+        "candidates": None,
+        "titles": False,
+        "overrides": [],
+    }
     assert ends_with("--system", "sknn") == 0
     assert found == [Order(system=SystemName.SKNN, **plain)]
     more = ["--k", "3", "--candidates", "9", "--titles", "--set", "a=b", "--set", "c=d"]
     assert ends_with("--system", "icl", *more) == 0
-    changed = {"k": 3, "candidates": 9, "titles": True, "overrides": ["a=b", "c=d"]}
+    changed: dict[str, Any] = {"k": 3, "candidates": 9, "titles": True, "overrides": ["a=b", "c=d"]}
     assert found[1] == Order(system=SystemName.ICL, **(plain | changed))
     assert ends_with("--system", "sasrek") == 2
     assert "error: --system sasrek: there is none; choose one of always_yes, " in capsys.readouterr().err
@@ -333,6 +339,15 @@ def test_an_order_that_cannot_be_met_is_refused(
     with pytest.raises(InputError, match=message) as caught:
         recommend(Order(**(vars(order) | given)))
     assert "\n" not in str(caught.value) and everything(tmp_path) == before and not here
+
+
+@pytest.mark.parametrize(
+    "system", [SystemName.EMBEDDING_ENSEMBLE, SystemName.LLMSEQSIM_SEQUENTIAL, SystemName.LLMSEQPROMPT]
+)
+def test_what_answers_for_the_runs_own_sessions_alone_is_refused(system: SystemName, tmp_path: Path) -> None:
+    able = "most_popular or sknn or v_sknn or llmseqsim or sasrec"
+    with pytest.raises(InputError, match=rf"--system {system}: .*; choose {able}$"):
+        make_plan(prepared_run(tmp_path), system, 5, None)
 
 
 @pytest.mark.parametrize(
