@@ -200,7 +200,7 @@ def _opened(uri: str) -> Iterator[pq.ParquetFile]:
     """The file for the block; raises ``InputError`` where it cannot be read."""
     try:
         with storage.open_file(uri) as source:
-            yield pq.ParquetFile(source, buffer_size=_BUFFER)
+            yield pq.ParquetFile(source, buffer_size=_BUFFER, pre_buffer=False)  # it would read a row group's columns
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{uri}: not readable as Parquet: {_line(error)}; export it again") from None
 

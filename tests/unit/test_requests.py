@@ -124,6 +124,21 @@ def test_no_more_is_read_than_a_chunk_needs(data: str, tmp_path: Path, monkeypat
         assert set(held) == {16} and sum(held) < taken * 20 + 16
 
 
+def test_a_row_group_may_be_larger_than_what_is_held(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "_BLOCK_ROWS", 1024)
+    items = pa.array(np.random.default_rng(0).integers(1, 2**40, 2_000_000))  # which do not compress
+    lists = pa.FixedSizeListArray.from_arrays(items, 20)
+    content = pa.table({"session_id": np.arange(len(lists)), "items": lists})
+    place = written(tmp_path, content, row_group_size=len(lists))
+    del items, lists, content
+    pool = pa.default_memory_pool()
+    before = pool.bytes_allocated()
+    held = [pool.bytes_allocated() - before for _ in open_requests(place, data, by_user=False).chunks(512)]
+    assert len(held) == 196 and max(held) < Path(place).stat().st_size / 2
+
+
 @pytest.mark.parametrize("kind", [pa.string(), pa.int64()])
 @pytest.mark.parametrize("compared", [3, 1 << 21])
 def test_two_sessions_of_one_id_are_refused(
