@@ -18,7 +18,7 @@ from rayrec.name_tables import NameTable, tables_read
 from rayrec.preparation import answer_settings
 from rayrec.run import Run
 from rayrec.scoring import choice_path, predictions_path
-from rayrec.stages import STAGES, SYSTEMS, StageName, SystemName
+from rayrec.stages import STAGES, SYSTEMS, StageName, SystemName, Task
 from rayrec.store import Prepared, code_version, stage_jobs, store_folder
 from rayrec.training.job import StageJob
 
@@ -165,9 +165,14 @@ def _pair(experiment: Experiment, title: str, seed: int, fold: int | None, membe
 
 
 def _content(system: SystemName, config: Config, data: Prepared, needed: list[StageJob]) -> dict[str, Any]:
-    """All that determines a pair's predictions. The last stage's fingerprint stands for the seed and its ancestors."""
+    """All that determines a pair's predictions. The last stage's fingerprint stands for the seed and its ancestors.
+
+    Without a stage, floors of clicks are the same for every seed; neighbours and vectors of next items are not.
+    """
     content = identity(config)
-    del content["stages"], content["seed"]
+    del content["stages"]
+    if needed or config.data.task is Task.CLICK:
+        del content["seed"]
     content["evaluation"] = {key: value for key, value in content["evaluation"].items() if key not in _OF_TABLES}
     return content | {
         "system": system.value,

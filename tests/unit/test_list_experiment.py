@@ -11,12 +11,13 @@ import pytest
 from left_out import ITEMS, SESSIONS
 from pages import assert_same_files
 
+from rayrec import storage
 from rayrec.data import columns as c
 from rayrec.data.beside import Beside
 from rayrec.errors import InputError
 from rayrec.experiment import study
 from rayrec.experiment.list_results import summarise_lists
-from rayrec.experiment.pairs import name_tables, variants
+from rayrec.experiment.pairs import all_pairs, name_tables, variants
 from rayrec.experiment.results import Told
 from rayrec.experiment.settings import Experiment, load_experiment
 from rayrec.metrics import session_differences, session_metrics
@@ -40,11 +41,11 @@ HYBRIDS = """
 """
 
 
-def experiment(folder: Path, *, systems: str = SYSTEMS, more: str = "") -> Experiment:
+def experiment(folder: Path, *, systems: str = SYSTEMS, more: str = "", seeds: str = "[0, 1]") -> Experiment:
     path = folder / "experiment.yaml"
     path.write_text(
         f"name: e\nbase: {CONFIGS}/smoke_next_item.yaml\nset: {{evaluation.ks: [3], evaluation.bootstrap: 60{more}}}\n"
-        f"seeds: [0, 1]\nreference: Popular\nsystems:{systems}"
+        f"seeds: {seeds}\nreference: Popular\nsystems:{systems}"
     )
     return load_experiment(path)
 
@@ -267,6 +268,21 @@ def test_a_title_needs_the_stage_that_trains_it(tmp_path: Path) -> None:
     assert str(caught.value).endswith(
         "systems.Prompt: llmseqprompt is trained by tune_answers; set stages.tune_answers for it, at least to {}"
     )
+
+
+def test_what_is_not_trained_draws_by_a_seed_too(tmp_path: Path) -> None:
+    """Neighbours where there are no times, projections of names: another seed gives other lists."""
+    marks, untrained = [], SYSTEMS.partition("  SASRec")[0]
+    for seeds in ("[0, 1]", "[0]", "[1]"):
+        of = experiment(tmp_path, systems=untrained, seeds=seeds, more=f", storage: {tmp_path}/runs")
+        for variant in variants(of):
+            manifest = {"users": 2, "items": 3, "mean_liked_per_training_user": 2.4}
+            manifest |= {"files": {"items.parquet": "a1"}}
+            manifest |= {"splits": {split: {"rows": 9} for split in ("train", "valid", "test")}}
+            storage.write_text(f"{variant.data.folder}/manifest.json", json.dumps(manifest))
+        marks.append({pair.title: pair.fingerprint for pair in all_pairs(of)})
+    both, first, second = marks
+    assert both == first and all(first[title] != second[title] for title in ("Popular", "Near"))
 
 
 def test_questions_of_other_forms_lie_beside_rows_of_their_own(tmp_path: Path) -> None:
