@@ -39,6 +39,7 @@ def test_lists_of_next_items_are_measured(job_env: dict[str, str], tmp_path: Pat
     finished = processes.run(command, job_env, tmp_path / "log").checked()
     print(f"benchmark of next items: {finished.seconds:.0f} s")
     assert "encoder stage: left out" in finished.out  # without RecTools
+    assert not (tmp_path / "small" / "data" / "prompts").exists()  # of which no subject reads any
     table = pd.read_csv(tmp_path / "small" / "benchmark.csv")
     assert len(table) == 2 and table["name"][0] == "ranking 500 sessions, 300 items"
     assert re.fullmatch(r"evaluation of 1\d\d sessions, 150 items", table["name"][1])
