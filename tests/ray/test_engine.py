@@ -40,6 +40,10 @@ def of_more() -> list[Case]:
     ]
 
 
+OTHERS = [*of_other_encoders(), *of_more()]
+QUICK = [case for case in OTHERS if case.alone == (case.zero % 2 == 0)]  # each encoder, either way; the rest is `full`
+
+
 def of_answers() -> list[Case]:
     return [Case(f"answers-zero{zero}", zero, trains=(Part.LORA,), answers=True) for zero in ZERO]
 
@@ -60,7 +64,7 @@ def cases(world: int) -> list[Case]:
             Case("only-" + "-".join(parts), 2, trains=parts, steps=3)
             for parts in ((Part.ENCODER,), (Part.LORA,), (Part.MAPPER,), (Part.ENCODER, Part.MAPPER))
         ]
-        found += [*of_other_encoders(), *of_more(), *of_answers()]
+        found += [*QUICK, *of_answers()]
         for z in (2, 3):
             hybrid = Case(f"more-bf16-zero{z}", z, "bf16", trains=(Part.ENCODER, Part.MAPPER), more=True)
             found += [hybrid, replace(hybrid, name=f"{hybrid.name}-resumed", start=hybrid.name)]
@@ -160,8 +164,22 @@ def test_equals_a_plain_loop(zero: int, world: int, folder: Path, plain: dict[st
     assert furthest(ours["end"], plain["end"], weights) < 1e-5
 
 
-@pytest.mark.parametrize("case", [*of_other_encoders(), *of_more()], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_every_encoder_equals_a_plain_loop(case: Case, folder: Path) -> None:
+    assert_equals_a_plain_loop(case, folder)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_so_it_does_under_the_other_stages(tmp_path: Path) -> None:
+    rest = [case for case in OTHERS if case not in QUICK]
+    write_tiny_llama(tmp_path / "llama")
+    run_cases(rest, 2, tmp_path)
+    for case in rest:
+        assert_equals_a_plain_loop(case, tmp_path)
+
+
+def assert_equals_a_plain_loop(case: Case, folder: Path) -> None:
     ours, expected = load(folder, case.name), plain_loop(folder, case)
     assert ours["losses"] == pytest.approx(expected["losses"], abs=1e-5)
     weights = [key for key in ours["end"] if key.startswith("weights/")]
