@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field, PositiveInt, model_validator
@@ -177,9 +176,11 @@ _YOUNGER = (
     "stages.pretrain_encoder.negatives",
     "stages.pretrain_encoder.calibration",
     *(f"stages.{stage}.judged_by" for stage in Config().stages.written),
-    *(f"ranking.{hybrid}" for hybrid in ("embedding_ensemble", "llmseqsim_popularity", "llmseqsim_sequential")),
-    *_OF_NEXT_ITEMS,
+    "ranking.embedding_ensemble",
+    "ranking.llmseqsim_popularity",
+    "ranking.llmseqsim_sequential",
     "ranking.llmseqprompt",
+    *_OF_NEXT_ITEMS,  # at last: a section is at its default where the younger ones in it are gone
 )
 
 
@@ -189,16 +190,10 @@ def identity(config: Config) -> dict[str, Any]:
     usual = Config().model_dump(mode="json")
     for path in _YOUNGER:
         *sections, key = path.split(".")
-        held, default = (_section(tree, sections) for tree in (content, usual))
-        if key in held and held[key] == default[key]:
+        held, default = (functools.reduce(dict.__getitem__, sections, tree) for tree in (content, usual))
+        if held[key] == default[key]:
             del held[key], default[key]
     return content
-
-
-def _section(tree: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
-    """Empty where it was left out with what holds it."""
-    section: dict[str, Any] = functools.reduce(lambda held, key: held.get(key, {}), path, tree)
-    return section
 
 
 def fingerprint(content: Any) -> str:
