@@ -25,6 +25,7 @@ from rayrec.data.vectors import has_vectors, read_vectors, save_vectors
 from rayrec.models import names
 from rayrec.models.checkpoints import local_backbone
 from rayrec.models.names import NAME, VECTOR, NameEncoder, Pooling, Vectors
+from rayrec.training.hardware import the_device
 
 FOLDER = "names"
 _DIGITS = 16  # of a fingerprint, in the name of a folder
@@ -99,8 +100,7 @@ class _Encoder:
     def _encoder(self) -> NameEncoder:
         """On first use: an error of an actor's constructor would come back from Ray as text alone, after retries."""
         torch.set_num_threads(self._threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return NameEncoder(self._model.folder(), self._model.pooling, device)
+        return NameEncoder(self._model.folder(), self._model.pooling, the_device().type)
 
     def __call__(self, call: pa.Table) -> pa.Table:
         return self._encoder(pa.table({NAME: call[NAME].combine_chunks().flatten()}))

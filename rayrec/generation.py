@@ -26,6 +26,7 @@ from rayrec.data.plan import scoring_batches
 from rayrec.models.generator import Generator
 from rayrec.store import code_version
 from rayrec.training.generator import open_generator
+from rayrec.training.hardware import the_device
 from rayrec.training.job import derive_seed
 from rayrec.training.parts import read_card
 
@@ -130,8 +131,10 @@ def _path(folder: str, number: int) -> str:
 
 
 def _answer_by_actors(job: GenerationJob, prompts: pa.Table, folder: str, calls: list[dict[str, Any]]) -> None:
-    for _ in actors.answers(calls, _Answerer, (job, ray.put(prompts), folder), job.config.cluster):
-        pass  # each actor keeps what it makes
+    """Each actor keeps what it makes and says which block that was."""
+    kept = actors.answers(calls, _Answerer, (job, ray.put(prompts), folder), job.config.cluster)
+    numbers = [number for table in kept for number in table[_BLOCK].to_pylist()]
+    assert numbers == [call[_BLOCK] for call in calls]
 
 
 class _Answerer:
@@ -144,7 +147,7 @@ class _Answerer:
     def _generator(self) -> Generator:
         """On first use: an error of an actor's constructor would come back from Ray as text alone, after retries."""
         torch.set_num_threads(self._job.config.cluster.cpus_per_worker)
-        return open_generator(self._job.config, self._job.lora, "cuda" if torch.cuda.is_available() else "cpu")
+        return open_generator(self._job.config, self._job.lora, the_device().type)
 
     def __call__(self, call: pa.Table) -> pa.Table:
         (row,) = call.to_pylist()

@@ -13,6 +13,7 @@ from rayrec.data.plan import Ids
 from rayrec.data.rows import RowSource
 from rayrec.stages import SystemName, Task
 from rayrec.training.evaluate import score_rows
+from rayrec.training.hardware import the_device
 from rayrec.training.lists import Lister
 from rayrec.training.model import ScoringJob, scoring_model
 
@@ -32,7 +33,7 @@ class Scorer:
 
     def __init__(self, tasks: Mapping[SystemName, ScoringTask]) -> None:
         self.tasks = tasks
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = the_device()
         self.held: SystemName | None = None
         self.judge: Callable[[Ids], pa.Table] | None = None
 

@@ -15,7 +15,7 @@ from rayrec.benchmark.references import CollmLoop, CollmModel, OnePromptEach, Tr
 from rayrec.benchmark.rows import Rounds
 from rayrec.benchmark.settings import Benchmark, Subject
 from rayrec.benchmark.stages import OwnLoop
-from rayrec.benchmark.timing import Comparison, Work, compare, the_device
+from rayrec.benchmark.timing import Comparison, Work, compare
 from rayrec.data.catalogue import training_counts
 from rayrec.data.prompts import PromptEncoder
 from rayrec.data.tokenise import load_tokenizer, open_encoder
@@ -26,6 +26,7 @@ from rayrec.ranking import score_candidates
 from rayrec.settings import validate, with_values
 from rayrec.stages import Part, StageName
 from rayrec.store import Prepared
+from rayrec.training.hardware import the_device
 from rayrec.training.job import StageJob
 from rayrec.training.model import cast_weights, model_shape
 

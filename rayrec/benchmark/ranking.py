@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rayrec.benchmark.timing import the_device
 from rayrec.data.collate import Cut, collate
 from rayrec.data.plan import scoring_batches
 from rayrec.data.rows import OpenRows
@@ -21,6 +20,7 @@ from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.sessions import Index, Sessions
 from rayrec.stages import VALID_K, Metric
 from rayrec.training.evaluate import ListValidator
+from rayrec.training.hardware import the_device
 from rayrec.training.job import StageJob
 
 _MEAN_EVENTS = 9  # of a session that is generated: as many as Amazon Beauty's have

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from rayrec.batch import Batch, Prompt
 from rayrec.benchmark.rows import Rounds
-from rayrec.benchmark.timing import the_device
 from rayrec.config import Config
 from rayrec.config.model import LoraConfig
 from rayrec.data import columns as c
@@ -27,6 +26,7 @@ from rayrec.models.backbone import lora_adapter
 from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM
 from rayrec.ranking import candidate_table
 from rayrec.stages import Part
+from rayrec.training.hardware import the_device
 
 _IGNORED = -100  # of a label, for transformers
 _EACH = 16  # prompts of a batch where every candidate has its own

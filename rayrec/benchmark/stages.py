@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch.nn import functional
 
 from rayrec.benchmark.rows import Rounds
-from rayrec.benchmark.timing import the_device
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.training.engine import Engine
+from rayrec.training.hardware import the_device
 from rayrec.training.model import quiet_libraries
 
 

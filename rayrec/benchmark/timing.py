@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -18,11 +17,6 @@ class Timed(NamedTuple):
 
 
 Work = Callable[[int], "int | Timed"]  # the number of a round -> how many things it did
-
-
-def the_device() -> torch.device:
-    """Where both sides compute: this process's GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)

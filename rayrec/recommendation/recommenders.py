@@ -26,6 +26,7 @@ from rayrec.ranking import score_candidates
 from rayrec.run import Run
 from rayrec.sessions import Index, Sessions
 from rayrec.stages import EncoderKind, SystemName, Task
+from rayrec.training.hardware import the_device
 from rayrec.training.lists import Lister
 from rayrec.training.model import ScoringJob, scoring_model
 
@@ -78,17 +79,13 @@ def open_recommender(plan: Plan) -> Recommender:
     return encoder if plan.reranks is None else _Reranked(plan, encoder)
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 class _EncoderLists:
     """The catalogue by dot product with what an encoder makes of a session, as in evaluation."""
 
     def __init__(self, plan: Plan) -> None:
         assert plan.ranks is not None
         self._is_click = plan.run.config.data.task is Task.CLICK
-        self._read, device = plan.run.facts.max_len, _device()
+        self._read, device = plan.run.facts.max_len, the_device()
         self._lister = Lister(scoring_model(plan.ranks).to(device), _events(plan.run), plan.run.config, device)
 
     def __call__(self, sessions: Sessions, users: Users, k: int, /) -> Lists:
@@ -104,7 +101,7 @@ class _NamedLists:
 
     def __init__(self, plan: Plan) -> None:
         assert plan.ranks is not None
-        self._device = _device()
+        self._device = the_device()
         self._model = scoring_model(plan.ranks).to(self._device)
         self._known_V = torch.from_numpy(np.flatnonzero(_events(plan.run))).to(self._device)
         self._chunks = [self._known_V[low : low + _CHUNK] for low in range(0, len(self._known_V), _CHUNK)]
@@ -135,7 +132,7 @@ class _Reranked:
     def __init__(self, plan: Plan, encoder: Recommender) -> None:
         assert plan.reranks is not None
         self._encoder, self._count, config = encoder, plan.candidates, plan.run.config
-        model = scoring_model(plan.reranks).to(_device())
+        model = scoring_model(plan.reranks).to(the_device())
         tokenizer = load_tokenizer(local_backbone(config.backbone.sources))
         prompts = open_encoder(plan.run.data.folder, config.data, tokenizer)
         self._scores = partial(score_candidates, model, prompts, config)

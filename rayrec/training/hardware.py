@@ -1,4 +1,4 @@
-"""What a worker's GPU must be able to do, told in one line before a model is loaded."""
+"""Where a process computes, and what its GPU must be able to do, told in one line before a model is loaded."""
 
 import importlib.util
 
@@ -8,6 +8,11 @@ from rayrec.config import Config
 from rayrec.errors import InputError
 
 _BF16_FROM = (8, 0)  # compute capability: Ampere; a T4 is 7.5, where torch only imitates it
+
+
+def the_device() -> torch.device:
+    """This process's GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def check_hardware(config: Config, *, with_backbone: bool) -> None:
