@@ -42,8 +42,10 @@ def run_pairs(pairs: Sequence[Pair], failures: Failures, *, at_once: int = 1) ->
     ended: SimpleQueue[int] = SimpleQueue()
     while waiting or at_work:
         for number, pair in list(waiting.items()):
+            if len(at_work) == at_once:
+                break  # before the store is asked for what nobody could begin
             makes = _makes(pair)
-            if len(at_work) < at_once and all(map(makes.isdisjoint, at_work.values())):
+            if all(map(makes.isdisjoint, at_work.values())):
                 at_work[number] = makes
                 turn = f"pair {number} of {len(pairs)}"
                 work = partial(_try_pair, turn, waiting.pop(number), failures, label=f"{pair.label}: ")
