@@ -41,12 +41,12 @@ def configured(options: argparse.Namespace, default: Path) -> Config:
     return load(options.config or default, options.set)
 
 
-def run(job: Callable[[], None]) -> None:
-    """Run a job and end the process: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    sys.exit(_status(job))
+def run(job: Callable[[], None], *, interrupted: str = "the same command goes on from the last checkpoint") -> None:
+    """Run a job and end the process: 0 done, 1 failed, 2 bad input, 130 ``interrupted``, which says what is left."""
+    sys.exit(_status(job, interrupted))
 
 
-def _status(job: Callable[[], None]) -> int:
+def _status(job: Callable[[], None], interrupted: str) -> int:
     # Before any library is imported: a run has one progress line, its own.
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:
@@ -55,7 +55,7 @@ def _status(job: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"interrupted; {interrupted}", file=sys.stderr)
         return 130
     except Exception as error:
         if os.environ.get("RAYREC_TRACEBACK"):
@@ -148,7 +148,7 @@ def main_for_recommendation(description: str, act: Callable[["Order"], None]) ->
 
         act(Order(overrides=given.pop("set"), system=_system(given.pop("system")), **given))
 
-    run(job)
+    run(job, interrupted="nothing was written; the same command begins again")
 
 
 def _system(name: str) -> SystemName:

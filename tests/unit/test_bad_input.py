@@ -348,6 +348,21 @@ def raising(error: BaseException) -> Callable[[], None]:
     return job
 
 
+def test_what_keeps_nothing_says_so_when_it_is_interrupted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--run", "r", "--system", "sasrec", "--sessions", "s.parquet", "--out", "o.parquet"]
+    monkeypatch.setattr(sys, "argv", ["recommend.py", *options])
+
+    def act(order: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main_for_recommendation("", act)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written; the same command begins again\n"
+
+
 @pytest.mark.parametrize(
     ("job", "code", "line"),
     [
