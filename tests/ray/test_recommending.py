@@ -38,6 +38,13 @@ def write_sessions(run: Path, rows: pd.DataFrame, place: Path) -> Path:
     return place
 
 
+def tested(run: Pipeline, folder: Path) -> tuple[pd.DataFrame, Path]:
+    """The test rows, and a file of their sessions."""
+    run.finished.checked()
+    test = pd.read_parquet(run.folder / "data" / "test.parquet")
+    return test, write_sessions(run.folder, test, folder / "sessions.parquet")
+
+
 def recommended(run: Pipeline, system: str, place: Path, *, k: int, workers: int, best: int | None = None) -> pa.Table:
     opened = open_run(str(run.folder), [f"cluster.workers={workers}"])
     plan = make_plan(opened, SystemName(system), k, best)
@@ -53,9 +60,7 @@ def recommended(run: Pipeline, system: str, place: Path, *, k: int, workers: int
 def test_next_items_are_those_of_the_evaluation(
     system: str, next_items: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    next_items.finished.checked()
-    test = pd.read_parquet(next_items.folder / "data" / "test.parquet")
-    place = write_sessions(next_items.folder, test, tmp_path / "sessions.parquet")
+    test, place = tested(next_items, tmp_path)
     monkeypatch.setattr("rayrec.recommendation.plan.Plan.chunk", 64)
     table = recommended(next_items, system, place, k=20, workers=2)
     evaluated = pd.read_parquet(next_items.folder / "predictions" / f"{system}.parquet")
@@ -100,9 +105,7 @@ def test_clicks_are_scored_as_in_the_evaluation(system: str, uninterrupted: Pipe
 def test_one_actor_gives_the_same_bits_as_two(
     system: str, next_items: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    next_items.finished.checked()
-    test = pd.read_parquet(next_items.folder / "data" / "test.parquet")
-    place = write_sessions(next_items.folder, test, tmp_path / "sessions.parquet")
+    test, place = tested(next_items, tmp_path)
     monkeypatch.setattr("rayrec.recommendation.plan.Plan.chunk", 8)
     one, two = (recommended(next_items, system, place, k=20, workers=workers) for workers in (1, 2))
     assert one.equals(two) and len(one) == len(test)

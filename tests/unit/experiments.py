@@ -26,11 +26,11 @@ PLAIN: dict[str, Any] = {
 }
 
 
-def experiment(folder: Path, changes: Mapping[str, Any] = {}) -> Experiment:
+def experiment(folder: Path, changes: Mapping[str, Any] = {}, *options: str) -> Experiment:
     path = folder / "e.yaml"
     tree = PLAIN | {"set": {"storage": str(folder / "runs")}} | dict(changes)
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
-    return load_experiment(path)
+    return load_experiment(path, options)
 
 
 def with_system(title: str, entry: Any) -> dict[str, Any]:

@@ -5,37 +5,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import experiments
 import yaml
 
 from rayrec import storage
 from rayrec.experiment.pairs import Pair, all_pairs, variants
-from rayrec.experiment.settings import Experiment, load_experiment
+from rayrec.experiment.settings import Experiment
 
-ROOT = Path(__file__).resolve().parents[2]
-PLAIN: dict[str, Any] = {
-    "name": "e",
-    "base": str(ROOT / "configs" / "smoke.yaml"),
-    "seeds": [0, 1],
-    "reference": "SASRec",
-    "systems": {
-        "Floor": {"system": "bias_floor"},
-        "SASRec": {"system": "sasrec"},
-        "MF": {"system": "sasrec", "set": {"encoder.kind": "mf"}},
-    },
-}
+TITLES = ("Floor", "SASRec", "MF")
+PLAIN = experiments.PLAIN | {"systems": {title: experiments.PLAIN["systems"][title] for title in TITLES}}
 TWO = {"data.split": {"folds": 2}}
 
 
 def experiment(folder: Path, values: Mapping[str, Any] = TWO, *options: str, **changes: Any) -> Experiment:
-    path = folder / "e.yaml"
-    tree = PLAIN | {"set": {"storage": str(folder / "runs"), **values}} | changes
-    path.write_text(yaml.safe_dump(tree, sort_keys=False))
-    return load_experiment(path, options)
+    return experiments.experiment(
+        folder, PLAIN | {"set": {"storage": str(folder / "runs"), **values}} | changes, *options
+    )
 
 
 def based(folder: Path, split: Mapping[str, Any]) -> str:
     """A base of its own."""
-    tree = yaml.safe_load((ROOT / "configs" / "smoke.yaml").read_text())
+    tree = yaml.safe_load((experiments.ROOT / "configs" / "smoke.yaml").read_text())
     tree["data"]["split"] = dict(split)
     (folder / "base.yaml").write_text(yaml.safe_dump(tree))
     return "base.yaml"
