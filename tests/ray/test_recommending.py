@@ -38,7 +38,7 @@ def write_sessions(run: Path, rows: pd.DataFrame, place: Path) -> Path:
     return place
 
 
-def tested(run: Pipeline, folder: Path) -> tuple[pd.DataFrame, Path]:
+def sessions_under_test(run: Pipeline, folder: Path) -> tuple[pd.DataFrame, Path]:
     """The test rows, and a file of their sessions."""
     run.finished.checked()
     test = pd.read_parquet(run.folder / "data" / "test.parquet")
@@ -60,7 +60,7 @@ def recommended(run: Pipeline, system: str, place: Path, *, k: int, workers: int
 def test_next_items_are_those_of_the_evaluation(
     system: str, next_items: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    test, place = tested(next_items, tmp_path)
+    test, place = sessions_under_test(next_items, tmp_path)
     monkeypatch.setattr("rayrec.recommendation.plan.Plan.chunk", 64)
     table = recommended(next_items, system, place, k=20, workers=2)
     evaluated = pd.read_parquet(next_items.folder / "predictions" / f"{system}.parquet")
@@ -105,7 +105,7 @@ def test_clicks_are_scored_as_in_the_evaluation(system: str, uninterrupted: Pipe
 def test_one_actor_gives_the_same_bits_as_two(
     system: str, next_items: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    test, place = tested(next_items, tmp_path)
+    test, place = sessions_under_test(next_items, tmp_path)
     monkeypatch.setattr("rayrec.recommendation.plan.Plan.chunk", 8)
     one, two = (recommended(next_items, system, place, k=20, workers=workers) for workers in (1, 2))
     assert one.equals(two) and len(one) == len(test)
