@@ -38,6 +38,18 @@ MAPPER: dict[str, Any] = {
     "concurrent": 2,
 }
 
+NEXT_ITEMS: dict[str, Any] = {
+    **ENCODER,
+    "base": str(processes.ROOT / "configs" / "smoke_next_item.yaml"),
+    "set": {"cluster.workers": 1, "stages.pretrain_encoder.epochs": 3},
+    "objective": {"stage": "pretrain_encoder", "metric": "valid_ndcg"},
+    "space": {"encoder.initial": [None, {"names": "pca"}], LR: [1e-3, 1e-2]},
+    "algorithm": "grid",
+    "scheduler": {"kind": "none"},
+    "budget": {},
+    "concurrent": 2,
+}
+
 
 class Searching:
     """A search file in a folder of its own, and the command that runs it."""
@@ -127,6 +139,19 @@ def test_a_name_stands_for_one_space(whole: Searching) -> None:
     refused = processes.run(command, whole.env, whole.root / "refused")
     assert refused.code == 2 and len(refused.err.splitlines()) == 1
     assert "already holds another configuration" in refused.err and "seed: 0 -> 5" in refused.err
+
+
+@pytest.mark.full
+def test_next_items_are_searched_by_their_lists(job_env: dict[str, str], tmp_path: Path) -> None:
+    """Two trials start from the same vectors of names, which are written once; the best of each log is the value."""
+    searching = Searching(tmp_path, job_env, NEXT_ITEMS)
+    searching.run()
+    best = sorted(max(line.get("valid_ndcg", 0.0) for line in log) for log in searching.logs("pretrain_encoder"))
+    trials = searching.table()
+    assert best == sorted(trials["value"]) and best[0] < best[-1]
+    made = yaml.safe_load((searching.folder / "best.yaml").read_text())
+    values = trials.sort_values("value", ascending=False).iloc[0]
+    assert made["stages"]["pretrain_encoder"]["lr"] == values[LR]
 
 
 @pytest.mark.full
