@@ -26,7 +26,7 @@ from rayrec.report.list_page import COMMON
 from rayrec.run import Run
 from rayrec.scoring import (
     choice_path,
-    describe_sample,
+    describe_judged,
     judged_rows,
     predictions_path,
     read_predictions,
@@ -152,7 +152,7 @@ def write_run_list_report(run: Run, metrics: Mapping[str, Any]) -> str:
         titles={system.value: title for system, title in run.titles.items()},
         ks=ks,
         progress={stage.value: recorded(run.path("stages", stage.value)) for stage in run.stages},
-        sample=describe_sample(run),
+        sample=describe_judged(run),
         notes=_notes(run),
     )
     with tempfile.TemporaryDirectory() as scratch:

@@ -15,7 +15,7 @@ from rayrec.name_tables import tables_read
 from rayrec.next_item_evaluation import metric_rows, write_list_metrics, write_run_list_report
 from rayrec.preparation import prepare_beside, prepare_rows, prepare_table
 from rayrec.run import Run
-from rayrec.scoring import describe_sample, predictions_path, score_systems
+from rayrec.scoring import describe_judged, predictions_path, score_systems
 from rayrec.stages import STAGES, StageName, Task
 from rayrec.training.cluster import connected
 from rayrec.training.job import StageJob
@@ -169,7 +169,7 @@ def _check_parents(run: Run, stage: StageName) -> None:
 
 
 def _evaluate(run: Run) -> None:
-    print(f"test  {describe_sample(run)}", flush=True)
+    print(f"test  {describe_judged(run)}", flush=True)
     _prepare_names(run)  # which may be gone with the store since
     score_systems(run, run.systems)
     if run.config.data.task is Task.NEXT_ITEM:

@@ -56,15 +56,20 @@ def judged_rows(run: Run, system: SystemName) -> Ids:
 
 
 def describe_sample(run: Run) -> str:
-    """The test rows that the systems score in words, for the caption of every table."""
+    """The test rows that the systems score, in words, for the caption of every table."""
     ids = test_sample(run)
     rows = _rows(run, "test")
     users, there = len(np.unique(rows.user_ids[ids])), len(np.unique(rows.user_ids))
     which = "all" if len(ids) == len(rows) else "a fixed, seeded sample:"
     if run.config.data.task is Task.NEXT_ITEM:
-        fewer = {title: len(judged_rows(run, system)) for system, title in run.titles.items()}
-        return f"{which} {users:,} of {there:,} test sessions; the same for every system{but_for(fewer)}"
+        return f"{which} {users:,} of {there:,} test sessions; the same for every system"
     return f"{which} {len(ids):,} of {len(rows):,} test rows, {users:,} of {there:,} users; the same for every system"
+
+
+def describe_judged(run: Run) -> str:
+    """The same, and which of the run's own systems score fewer of them."""
+    judged = {title: len(judged_rows(run, system)) for system, title in run.titles.items()}
+    return f"{describe_sample(run)}{but_for(judged)}"
 
 
 def but_for(judged: Mapping[str, int]) -> str:

@@ -118,7 +118,9 @@ def test_some_sessions_are_asked(speaker: Speaker, tiny: Path, tmp_path: Path) -
         assert scoring.judged_rows(run, SystemName.SASREC).tolist() == [*range(10)]
         assert scoring.judged_rows(run, PROMPT).tolist() == [*rows[sessions]]
         exception = f" but LLMSeqPrompt ({sessions} of them)" if sessions else ""
-        assert scoring.describe_sample(run) == f"all 10 of 10 test sessions; the same for every system{exception}"
+        everyone = "all 10 of 10 test sessions; the same for every system"
+        assert scoring.describe_judged(run) == f"{everyone}{exception}"
+        assert scoring.describe_sample(run) == everyone  # an experiment's own systems are not the run's
     assert [*map(len, rows.values())] == [3, 6, 10]
     for few, more in ((3, 6), (6, None)):  # the answers of a session do not depend on who else is asked
         assert rows[few].items() <= rows[more].items()
