@@ -14,6 +14,9 @@ from rayrec.stages import History, Name, Stream
 class Beside(Name):
     """The name is also the folder below the prepared rows; its mark is written last and names the files."""
 
+    ASKED = (
+        "asked"  # of next items: rows for Yes and rows for No, in the rows' place; before the prompts, which are theirs
+    )
     PROMPTS = "prompts"
     RATED = "rated"  # histories of all rated items
     FLOOR = "floor"  # the feature floor's logits
@@ -36,6 +39,7 @@ def read_beside(config: Config, *streams: Stream) -> frozenset[Beside]:
     of_hybrids = config.encoder.offset if config.mapper.offset == ENCODER else config.mapper.offset
     offsets = {Stream.INTERACTIONS: config.encoder.offset, Stream.HYBRID_PROMPTS: of_hybrids}
     asked = {
+        Beside.ASKED: any(stream.asks(config.data.task) is not config.data.task for stream in streams),
         Beside.PROMPTS: not {Stream.TEXT_PROMPTS, Stream.HYBRID_PROMPTS}.isdisjoint(streams),
         Beside.RATED: config.encoder.history is History.RATED and set(streams) != {Stream.TEXT_PROMPTS},
         Beside.FLOOR: any(offsets.get(stream) for stream in streams),
