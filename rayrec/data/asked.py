@@ -34,7 +34,8 @@ Shares = NDArray[np.float64]
 def write_asked(folder: str, warm_over: int, scratch: Path) -> None:
     """Write them (ROWS_SCHEMA) beside the prepared rows in ``folder``, two for each, in their order.
 
-    ``warm_over`` as for the rows: an item of more events in training is warm. Memory: a block of sessions, O(items).
+    ``warm_over`` as for the rows: an item of more events in training is warm. Rows go block by block; memory is what
+    counting the training events takes.
 
     Raises:
         InputError: a session holds all that training knows.
@@ -64,7 +65,7 @@ def lacking_items(held: Sessions, counts: Index, shares_S: Shares) -> Index:
     """For each session an item that it does not hold, as likely as it has events, or 0 for none; shape (sessions,).
 
     The catalogue's events lie in a row, item by item; ``shares_S``, in [0, 1), says how far along what a session leaves
-    of them its item is found. Nothing is drawn twice, however much a session holds.
+    of them its item is found. No draw is refused, however much a session holds.
 
     Args:
         held: all items of each session.

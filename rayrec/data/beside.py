@@ -14,10 +14,8 @@ from rayrec.stages import History, Name, Stream
 class Beside(Name):
     """The name is also the folder below the prepared rows; its mark is written last and names the files."""
 
-    ASKED = (
-        "asked"  # of next items: rows for Yes and rows for No, in the rows' place; before the prompts, which are theirs
-    )
-    PROMPTS = "prompts"
+    ASKED = "asked"  # of next items: rows for Yes and for No, read in the place of the rows
+    PROMPTS = "prompts"  # of the rows, or of those
     RATED = "rated"  # histories of all rated items
     FLOOR = "floor"  # the feature floor's logits
     ANSWERS = "answers"  # prompts that ask for items by name, and their answers

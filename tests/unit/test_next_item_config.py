@@ -8,6 +8,7 @@ import yaml
 
 from rayrec import planning
 from rayrec.config import Config, identity, ranking
+from rayrec.data.beside import Beside
 from rayrec.errors import InputError
 from rayrec.models.names import Pooling
 from rayrec.models.ranking import Decay, Nearness, Similarity
@@ -15,6 +16,7 @@ from rayrec.name_tables import _REDUCE
 from rayrec.pipeline import train_only
 from rayrec.run import Run
 from rayrec.search.config import load_search
+from rayrec.search.study import read_by_trials
 from rayrec.settings import load
 from rayrec.stages import ENCODERS, JUDGED_BY, STAGES, SYSTEMS, EncoderKind, Metric, StageName, SystemName, Task, titles
 
@@ -329,6 +331,16 @@ def test_a_search_for_answers_looks_for_their_probability(tmp_path: Path) -> Non
             load_search(search_file(tmp_path, given, base=str(tmp_path / "base.yaml"), space=space))
     with pytest.raises(InputError, match=r"objective\.stage: the base has no stages\.tune_answers; write it there"):
         load_search(search_file(tmp_path, objective))
+
+
+def test_a_search_for_what_says_yes_looks_for_auc(tmp_path: Path) -> None:
+    base = load(CONFIGS / "smoke_next_item.yaml", ["ranking.sasrecllm={}"])
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base.model_dump(mode="json", exclude_defaults=True)))
+    objective = "{stage: tune_hybrid, metric: valid_auc}"
+    search = load_search(search_file(tmp_path, objective, base=str(tmp_path / "base.yaml"), space="lora.r: [4]"))
+    assert read_by_trials(search, {}) == {Beside.ASKED, Beside.PROMPTS}
+    with pytest.raises(InputError, match=r"tune_hybrid of data\.task next_item is not judged by valid_ndcg; write"):
+        load_search(search_file(tmp_path, objective.replace("auc", "ndcg"), base=str(tmp_path / "base.yaml")))
 
 
 def test_a_search_of_next_items_looks_for_ndcg(tmp_path: Path) -> None:
