@@ -106,7 +106,7 @@ def test_some_sessions_are_asked_the_same_whoever_else_is(tiny: Path, tmp_path: 
         assert [*encoder.index] == [*range(len(SESSIONS))]
         assert scoring.judged_rows(run, SASRECLLM).tolist() == [*rows[sessions]]
         exception = f" but SASRecLLM ({sessions} of them)" if sessions else ""
-        assert scoring.describe_sample(run) == f"all 10 of 10 test sessions; the same for every system{exception}"
+        assert scoring.describe_judged(run) == f"all 10 of 10 test sessions; the same for every system{exception}"
     assert [*map(len, rows.values())] == [3, 6, 10]
     for few, more in ((3, 6), (6, None)):
         assert rows[few].items() <= rows[more].items()
