@@ -196,6 +196,8 @@ def _notes(run: Run) -> list[str]:
             f"LLMSeqPrompt was asked in the form {config.ranking.llmseqprompt.form}. In the place of a name that is no"
             " item's, or one that the session or the list has already, stands the item left whose name is most like it."
         )
+    if config.ranking.sasrecllm is not None:
+        notes.append(rerank_note(run.titles[SystemName.SASRECLLM], config.ranking.sasrecllm.candidates))
     if not manifest["timed"]:
         notes.insert(
             0,
@@ -206,6 +208,14 @@ def _notes(run: Run) -> list[str]:
     if config.data.dataset == "synthetic":
         notes.insert(0, "The data is generated: these figures show that the machinery works and nothing else.")
     return notes
+
+
+def rerank_note(title: str, candidates: int) -> str:
+    """What a reader must know of a system that puts an encoder's candidates in order."""
+    return (
+        f"{title} puts the {candidates} best of its encoder in order, which is all that it can find. It learned Yes"
+        " from targets and No from as many items drawn by their events in training."
+    )
 
 
 def _choice(run: Run, system: SystemName) -> str:

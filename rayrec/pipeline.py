@@ -27,7 +27,7 @@ from rayrec.training.trackers import check_trackers
 
 def full_pipeline(config: Config) -> None:
     """Everything, from sources to report."""
-    run = _start(config, config.stages.of_a_run(config.data.task))
+    run = _start(config, config.run_stages)
     if _is_finished(run):
         print("all stages are complete; nothing to do")
     else:
@@ -49,10 +49,10 @@ def train_only(config: Config, stage: StageName) -> None:
     """One stage, from the parts that are there."""
     task = config.data.task
     if task not in STAGES[stage].tasks:
-        offered = " or ".join(config.stages.of_a_run(task))
+        offered = " or ".join(config.run_stages)
         raise InputError(f"{stage} is no stage of data.task {task}; run jobs/train_stage.py {offered}")
-    if stage not in config.stages.written:
-        raise InputError(f"stages.{stage}: not in this configuration; write it, at least as {{}}")
+    if section := config.lacks(stage):
+        raise InputError(f"{section}: not in this configuration; write it, at least as {{}}")
     run = _start(config, [stage])
     _check_parents(run, stage)  # before a cluster is started for it
     with connected(config.cluster):
@@ -62,7 +62,7 @@ def train_only(config: Config, stage: StageName) -> None:
 
 def evaluate_only(config: Config) -> None:
     """Scores, metrics and report of a run whose stages are complete."""
-    run = _start(config, config.stages.of_a_run(config.data.task))
+    run = _start(config, config.run_stages)
     with connected(config.cluster):
         _evaluate(run)
     _print_result(run)
@@ -94,8 +94,7 @@ def _is_finished(run: Run) -> bool:
 
 
 def _prepare(run: Run) -> None:
-    specs = [STAGES[stage] for stage in run.config.stages.written]
-    streams = [spec.reads for spec in specs if run.config.data.task in spec.tasks]
+    streams = [STAGES[stage].reads for stage in run.config.offered]
     if any(stream.uses_backbone for stream in streams):
         local_backbone(run.config.backbone.sources)  # a wrong one is told before any work
     if prepare_rows(run.config, run.data):
@@ -149,9 +148,9 @@ def train_run(run: Run, stages: Sequence[StageName], *, label: str = "") -> None
 
 def _check_stage(job: StageJob) -> None:
     """Raises ``InputError`` for what would only fail once the workers are up."""
-    if job.facts.rows["train"] < job.settings.batch:
+    if job.training_rows < job.settings.batch:
         raise InputError(
-            f"stages.{job.stage}.batch: {job.settings.batch} rows, but the training set has {job.facts.rows['train']};"
+            f"stages.{job.stage}.batch: {job.settings.batch} rows, but the training set has {job.training_rows};"
             " use a smaller batch"
         )
 

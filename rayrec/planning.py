@@ -120,7 +120,7 @@ def _model(config: Config) -> _Model:
     Raises:
         InputError: not even that is to be had.
     """
-    if not any(STAGES[stage].reads.uses_backbone for stage in config.stages.of_a_run(config.data.task)):
+    if not any(STAGES[stage].reads.uses_backbone for stage in config.run_stages):
         return _Model("no backbone", None, None)
     if config.backbone.plan_from:
         path = Path(config.backbone.plan_from)
@@ -199,7 +199,7 @@ def _print_rest(console: Console, run: Run, model: _Model) -> None:
         f" ZeRO-{engine.zero_stage}, {config.backbone.quantised or engine.precision},"
         f" clipping at {engine.gradient_clipping:g}"
     )
-    if answers and config.data.task is Task.CLICK:
+    if answers and any(STAGES[stage].reads.asks(config.data.task) is Task.CLICK for stage in run.stages):
         console.print(
             f'answers  "Yes" is token {answers.yes}, "No" is token {answers.no}; score {config.backbone.score}'
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from rayrec import storage
 from rayrec.config import Config
+from rayrec.data.asked import write_asked
 from rayrec.data.beside import Beside
 from rayrec.data.datasets import open_dataset
 from rayrec.data.prepare import MANIFEST, prepare
@@ -46,11 +47,12 @@ def prepare_beside(config: Config, data: Prepared, wanted: Iterable[Beside]) -> 
     Raises:
         InputError: the backbone's tokenizer, the feature floor or the names' model cannot be had.
     """
-    for beside in sorted(wanted):
-        if data.has(beside):
-            continue
+    missing = {beside for beside in wanted if not data.has(beside)}
+    for beside in (one for one in Beside if one in missing):  # in this order, since one reads another
         with tempfile.TemporaryDirectory() as scratch:
-            if beside is Beside.PROMPTS:
+            if beside is Beside.ASKED:
+                write_asked(data.folder, config.data.warm_over, Path(scratch))
+            elif beside is Beside.PROMPTS:
                 tokenizer = load_tokenizer(local_backbone(config.backbone.sources))
                 write_prompts(data.folder, config.data, tokenizer, Path(scratch))
             elif beside is Beside.RATED:

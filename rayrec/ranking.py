@@ -1,6 +1,10 @@
-"""Re-ranking: many candidates for one user cost one prefix, since all that stands left of a title is the same."""
+"""Re-ranking: many candidates for one user cost one prefix, since all that stands left of a title is the same.
+
+Shapes: B sessions, N candidates, K places of a list.
+"""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +17,43 @@ from rayrec.data.beside import Beside, read_beside
 from rayrec.data.collate import Cut, collate
 from rayrec.data.prompts import EncodedPrompt, PromptEncoder
 from rayrec.data.rows import HISTORY
+from rayrec.data.tokenise import load_tokenizer, open_encoder
+from rayrec.models.checkpoints import local_backbone
 from rayrec.models.sasrecllm import SASRecLLM
+from rayrec.sessions import Sessions
 from rayrec.stages import History, Stream
+from rayrec.training.hardware import the_device
+from rayrec.training.model import ScoringJob, scoring_model
+
+
+class Reranker:
+    """A language model that puts candidates in order, each session's behind one prefix."""
+
+    def __init__(self, job: ScoringJob, folder: str) -> None:
+        """``folder`` holds the prepared data.
+
+        Raises:
+            InputError: a part is damaged, or the backbone cannot be had.
+        """
+        tokenizer = load_tokenizer(local_backbone(job.config.backbone.sources))
+        prompts = open_encoder(folder, job.config.data, tokenizer)
+        self._scores = partial(score_candidates, scoring_model(job).to(the_device()), prompts, job.config)
+
+    def order(
+        self, sessions: Sessions, users: NDArray[np.int32], candidates_BN: NDArray[np.int64], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The best k of each session's candidates, and their probabilities of "like"; (B, K) each.
+
+        0 is no candidate, and no item in a list's last places. Among equals the candidates' order stays.
+        """
+        ids_BK, scores_BK = np.zeros((len(sessions), k), np.int64), np.zeros((len(sessions), k), np.float32)
+        for row, (own, user, candidates) in enumerate(zip(sessions.each(), users, candidates_BN, strict=True)):
+            items = candidates[candidates > 0]
+            if len(items):
+                found = self._scores(own.tolist(), items.tolist(), user=int(user))
+                best = np.argsort(-found, kind="stable")[:k]
+                ids_BK[row, : len(best)], scores_BK[row, : len(best)] = items[best], found[best]
+        return ids_BK, scores_BK
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ class Run:
     @property
     def stages(self) -> tuple[StageName, ...]:
         """The stages that it trains, in that order."""
-        return self.config.stages.of_a_run(self.config.data.task)
+        return self.config.run_stages
 
     @property
     def systems(self) -> tuple[SystemName, ...]:

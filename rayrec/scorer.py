@@ -11,6 +11,7 @@ from rayrec.data import columns as c
 from rayrec.data.catalogue import lists_table, training_counts
 from rayrec.data.plan import Ids
 from rayrec.data.rows import RowSource
+from rayrec.ranking import Reranker
 from rayrec.stages import SystemName, Task
 from rayrec.training.evaluate import score_rows
 from rayrec.training.hardware import the_device
@@ -26,6 +27,7 @@ class ScoringTask:
 
     job: ScoringJob
     source: RowSource
+    finds: ScoringJob | None = None  # the encoder whose candidates the system puts in order
 
 
 class Scorer:
@@ -53,8 +55,24 @@ class Scorer:
         """What a forward pass says of its rows."""
         config, rows = task.job.config, task.source.open()
         torch.set_num_threads(config.cluster.cpus_per_worker)
+        if task.finds is not None:
+            return self._reranked(task, task.finds)
         model = scoring_model(task.job).to(self.device)
         if config.data.task is Task.CLICK:
             return lambda ids: pa.table({c.SCORE: score_rows(model, rows, ids, config, self.device)})
         lister = Lister(model, training_counts(task.source.folder), config, self.device)
         return lambda ids: lists_table(*lister.rank(rows, ids, max(config.evaluation.ks)))
+
+    def _reranked(self, task: ScoringTask, finds: ScoringJob) -> Callable[[Ids], pa.Table]:
+        """Lists of an encoder's candidates."""
+        config, rows, folder = task.job.config, task.source.open(), task.source.folder
+        assert config.ranking.sasrecllm is not None
+        candidates, places = config.ranking.sasrecllm.candidates, max(config.evaluation.ks)
+        lister = Lister(scoring_model(finds).to(self.device), training_counts(folder), config, self.device)
+        reranker = Reranker(task.job, folder)
+
+        def judge(ids: Ids) -> pa.Table:
+            found_BN, _ = lister.rank(rows, ids, candidates)
+            return lists_table(*reranker.order(rows.sessions(ids), rows.user_ids[ids], found_BN, places))
+
+        return judge

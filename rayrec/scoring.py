@@ -45,14 +45,14 @@ def test_sample(run: Run) -> Ids:
 
 
 def judged_rows(run: Run, system: SystemName) -> Ids:
-    """Those of them that ``system`` scores: all, or a fixed, seeded sample of those that answer in words."""
-    ids = test_sample(run)
-    if not _answers(system):
-        return ids
-    sampled = sample_rows(
-        _rows(run, "test").user_ids[ids], run.config.ranking.llmseqprompt.sessions, None, _SAMPLE_SEED
-    )
-    return ids[sampled]
+    """Those of them that ``system`` scores: all, or a fixed, seeded sample where a language model is asked."""
+    ids, ranking, sessions = test_sample(run), run.config.ranking, None
+    if _answers(system):
+        sessions = ranking.llmseqprompt.sessions
+    elif _reranks(run, system):
+        assert ranking.sasrecllm is not None
+        sessions = ranking.sasrecllm.sessions
+    return ids[sample_rows(_rows(run, "test").user_ids[ids], sessions, None, _SAMPLE_SEED)]
 
 
 def describe_sample(run: Run) -> str:
@@ -118,19 +118,19 @@ def score_systems(run: Run, systems: Iterable[SystemName]) -> None:
             write_scores(run, "test", predictions_path(run, system), ids, floor_scores(system, run.data.folder, ids))
     answering = [system for system in open_systems if _answers(system)]
     neural = [system for system in open_systems if system not in (*alone, *hybrids, *answering)]
-    for system, found in _judged(run, neural, "test", ids):
+    own = {system: judged_rows(run, system) for system in (*neural, *answering)}
+    for system, found in _judged(run, {system: own[system] for system in neural}, "test"):
         if run.config.data.task is Task.NEXT_ITEM:
-            write_lists(run, predictions_path(run, system), ids, found)
+            write_lists(run, predictions_path(run, system), own[system], found)
         else:
-            write_scores(run, "test", predictions_path(run, system), ids, found[c.SCORE].to_numpy())
+            write_scores(run, "test", predictions_path(run, system), own[system], found[c.SCORE].to_numpy())
     for system in hybrids:
         lists, chosen = hybrid_lists(run, system, ids, partial(_encoder_lists, run))
         storage.write_text(choice_path(run, system), json.dumps(chosen, indent=2) + "\n")
         write_lists(run, predictions_path(run, system), ids, lists_table(lists))
     for system in answering:
         _check_trained(run, SYSTEMS[system])
-        own = judged_rows(run, system)
-        write_lists(run, predictions_path(run, system), own, answered_lists(run, own))
+        write_lists(run, predictions_path(run, system), own[system], answered_lists(run, own[system]))
 
 
 def _encoder_lists(run: Run, split: str, ids: Ids) -> Index:
@@ -139,7 +139,7 @@ def _encoder_lists(run: Run, split: str, ids: Ids) -> Index:
     if split == "test" and storage.exists(path):
         found = pq.read_table(io.BytesIO(storage.read_bytes(path)))
     else:
-        ((_, found),) = _judged(run, [SystemName.SASREC], split, ids)
+        ((_, found),) = _judged(run, {SystemName.SASREC: ids}, split)
     lists, _ = padded(found[c.RANKED])
     return np.pad(lists, ((0, 0), (0, max(run.config.evaluation.ks) - lists.shape[1])))
 
@@ -150,33 +150,43 @@ def _answers(system: SystemName) -> bool:
     return reads is not None and reads.answers
 
 
+def _reranks(run: Run, system: SystemName) -> bool:
+    """It says Yes or No of an encoder's candidates where lists are asked for."""
+    reads, task = SYSTEMS[system].reads, run.config.data.task
+    return reads is not None and reads.asks(task) is not task
+
+
 def score_split(run: Run, systems: Sequence[SystemName], split: str, ids: Ids) -> Iterator[tuple[SystemName, Scores]]:
     """Each system and its scores of the rows ``ids`` of a split, shape (len(ids),), one system after the other.
 
     Raises:
         InputError: a stage that a system needs has not run.
     """
-    for system, found in _judged(run, systems, split, ids):
+    for system, found in _judged(run, dict.fromkeys(systems, ids), split):
         yield system, found[c.SCORE].to_numpy()
 
 
-def _judged(run: Run, systems: Sequence[SystemName], split: str, ids: Ids) -> Iterator[tuple[SystemName, pa.Table]]:
-    """Each system and what it says of the rows ``ids``: SCORE, or RANKED and SCORES."""
-    tasks = {system: _task(run, SYSTEMS[system], split) for system in systems}
+def _judged(run: Run, rows: Mapping[SystemName, Ids], split: str) -> Iterator[tuple[SystemName, pa.Table]]:
+    """Each system and what it says of its ``rows``: SCORE, or RANKED and SCORES."""
+    tasks = {system: _task(run, system, split) for system in rows}
     if not tasks:
         return
-    judged = answers(_calls(run, tasks, ids), Scorer, (tasks,), run.config.cluster)
+    judged = answers(_calls(run, tasks, rows), Scorer, (tasks,), run.config.cluster)
     for name, tables in groupby(judged, key=lambda table: table[SYSTEM][0].as_py()):  # they come in order
-        rows = pa.concat_tables(tables).sort_by(c.ROW)
-        assert np.array_equal(rows[c.ROW].to_numpy(), ids)
-        yield SystemName(name), rows
+        found = pa.concat_tables(tables).sort_by(c.ROW)
+        system = SystemName(name)
+        assert np.array_equal(found[c.ROW].to_numpy(), rows[system])
+        yield system, found
 
 
-def _task(run: Run, spec: SystemSpec, split: str) -> ScoringTask:
+def _task(run: Run, system: SystemName, split: str) -> ScoringTask:
+    spec, max_len = SYSTEMS[system], run.facts.max_len
     assert spec.reads is not None
+    if _reranks(run, system):  # the rows as the encoder reads them; prompts are of what it finds
+        source = RowSource(run.data.folder, split, Stream.INTERACTIONS, max_len)
+        return ScoringTask(scoring_job(run, spec), source, scoring_job(run, SYSTEMS[SystemName.SASREC]))
     beside = read_beside(run.config, spec.reads)
-    source = RowSource(run.data.folder, split, spec.reads, run.facts.max_len, beside)
-    return ScoringTask(scoring_job(run, spec), source)
+    return ScoringTask(scoring_job(run, spec), RowSource(run.data.folder, split, spec.reads, max_len, beside))
 
 
 def scoring_job(run: Run, spec: SystemSpec) -> ScoringJob:
@@ -205,15 +215,16 @@ def _check_trained(run: Run, spec: SystemSpec) -> None:
         raise InputError(f"stage {spec.after} has not run; run jobs/train_stage.py {spec.after} first")
 
 
-def _calls(run: Run, tasks: Mapping[SystemName, ScoringTask], ids: Ids) -> list[dict[str, Any]]:
-    """The work of every actor call: a system and some forward passes."""
+def _calls(run: Run, tasks: Mapping[SystemName, ScoringTask], rows: Mapping[SystemName, Ids]) -> list[dict[str, Any]]:
+    """The work of every actor call: a system and some batches, or one of what is a forward pass a row."""
     calls: list[dict[str, Any]] = []
     for system, task in tasks.items():
         batch = run.config.evaluation.rows_at_once(with_backbone=task.job.uses_backbone)
-        rows = task.source.open()
-        batches = scoring_batches(ids, rows.lengths, batch, rows.shared)
-        for i in range(0, len(batches), _CALL_BATCHES):
-            calls.append({SYSTEM: system.value, BATCHES: [ids.tolist() for ids in batches[i : i + _CALL_BATCHES]]})
+        opened = task.source.open()
+        batches = scoring_batches(rows[system], opened.lengths, batch, opened.shared)
+        size = _CALL_BATCHES if task.finds is None else 1
+        for i in range(0, len(batches), size):
+            calls.append({SYSTEM: system.value, BATCHES: [ids.tolist() for ids in batches[i : i + size]]})
     return calls
 
 

@@ -91,6 +91,10 @@ class Stream(Name):
         """In words, instead of Yes or No."""
         return self is Stream.ANSWER_PROMPTS
 
+    def asks(self, task: Task) -> Task:
+        """What is asked of a row: a prompt for Yes or No asks for likes whatever the task."""
+        return Task.CLICK if self in {Stream.TEXT_PROMPTS, Stream.HYBRID_PROMPTS} else task
+
 
 class Loss(Name):
     """The training objective of a stage."""
@@ -175,11 +179,11 @@ class StageSpec:
     optional: frozenset[Part] = frozenset()  # parts that a configuration may train here too, or leave out
     losses: tuple[Loss, ...] = (Loss.LABEL_BCE,)
     tasks: frozenset[Task] = frozenset({Task.CLICK})
-    judged_by: tuple[Metric, ...] = ()  # none: by what its task is judged by
+    judged_by: tuple[Metric, ...] = ()  # none: by what is asked of its rows
 
     def judges(self, task: Task) -> tuple[Metric, ...]:
         """What its validation rows tell; the first one chooses."""
-        return self.judged_by or JUDGED_BY[task]
+        return self.judged_by or JUDGED_BY[self.reads.asks(task)]
 
 
 _NEXT_ITEM = frozenset({Task.NEXT_ITEM})
@@ -192,12 +196,14 @@ STAGES = MappingProxyType(
             losses=tuple(loss for loss in Loss if loss is not Loss.ANSWER_WORDS),
             tasks=frozenset(Task),
         ),
-        StageName.TUNE_LORA: StageSpec(trains=frozenset({Part.LORA}), reads=Stream.TEXT_PROMPTS),
+        # Of next items only where a configuration wants SASRecLLM: `Config.offered`.
+        StageName.TUNE_LORA: StageSpec(trains=frozenset({Part.LORA}), reads=Stream.TEXT_PROMPTS, tasks=frozenset(Task)),
         StageName.TUNE_HYBRID: StageSpec(
             trains=frozenset({Part.ENCODER, Part.MAPPER}),
             reads=Stream.HYBRID_PROMPTS,
             starts_from=(StageName.PRETRAIN_ENCODER, StageName.TUNE_LORA),
             optional=frozenset({Part.LORA}),
+            tasks=frozenset(Task),
         ),
         # Its answers would have to be generated, token after token, for a list to be judged: the more likely the right
         # answers, the better, costs one pass.
@@ -322,7 +328,11 @@ SYSTEMS = MappingProxyType(
             tasks=_NEXT_ITEM,
         ),
         SystemName.SASRECLLM: SystemSpec(
-            title="SASRecLLM", parts=frozenset(Part), after=StageName.TUNE_HYBRID, reads=Stream.HYBRID_PROMPTS
+            title="SASRecLLM",
+            parts=frozenset(Part),
+            after=StageName.TUNE_HYBRID,
+            reads=Stream.HYBRID_PROMPTS,
+            tasks=frozenset(Task),
         ),
         SystemName.ENSEMBLE: SystemSpec(  # section 6.2
             title="Ensemble", members=(SystemName.SASREC, SystemName.TALLREC, SystemName.SASRECLLM)

@@ -39,8 +39,7 @@ def run_benchmark(benchmark: Benchmark) -> None:
     data = Prepared(storage.join(folder, "data"))
     with connected(base.cluster):
         prepare_rows(base, data)
-        stages = base.stages.of_a_run(base.data.task)
-        prepare_beside(base, data, read_beside(base, *(STAGES[stage].reads for stage in stages)))
+        prepare_beside(base, data, read_beside(base, *(STAGES[stage].reads for stage in base.run_stages)))
     torch.set_num_threads(base.cluster.most * base.cluster.cpus_per_worker)
     found: list[Comparison] = []
     facts: dict[str, str] = {}

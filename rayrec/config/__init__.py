@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field, PositiveInt, model_validator
 
 from rayrec.config.data import DataConfig
-from rayrec.config.model import BackboneConfig, EncoderConfig, LoraConfig, MapperConfig
+from rayrec.config.model import ENCODER, BackboneConfig, EncoderConfig, LoraConfig, MapperConfig
 from rayrec.config.ranking import LLMSeqPromptConfig, NamesConfig, RankingConfig
 from rayrec.config.section import Section
 from rayrec.config.trackers import TrackersConfig
@@ -97,10 +97,11 @@ class Config(Section):
                 "ranking.llmseqprompt: nothing is asked of a language model that no stage tunes; write"
                 " stages.tune_answers, or leave it out"
             )
+        self._check_rerank()
         for asked, key in (
             (self.encoder.history is History.RATED, "encoder.history: rated"),
             (self.encoder.offset, f"encoder.offset: {self.encoder.offset}"),
-            (self.mapper.offset, f"mapper.offset: {self.mapper.offset}"),
+            (self.mapper.offset and not self._starts_from_its_encoder, f"mapper.offset: {self.mapper.offset}"),
         ):
             if asked:
                 raise ValueError(f"{key} learns from what was disliked; for data.task next_item leave it out")
@@ -117,6 +118,43 @@ class Config(Section):
                 f"stages.pretrain_encoder.loss: {loss} is not for data.task next_item, whose rows all have one label;"
                 f" write {' or '.join(learned)}"
             )
+
+    def _check_rerank(self) -> None:
+        own, places = self.ranking.sasrecllm, max(self.evaluation.ks)
+        if own is None:
+            return
+        if own.candidates < places:
+            raise ValueError(
+                f"ranking.sasrecllm.candidates: {own.candidates} do not fill lists of {places}, the longest of"
+                " evaluation.ks; take as many, or more"
+            )
+        if Part.ENCODER in self.stages.tune_hybrid.starts_from:
+            raise ValueError(
+                "stages.tune_hybrid.starts_from.encoder: of next items it starts from the encoder whose candidates it"
+                " puts in order; leave it out"
+            )
+
+    @property
+    def _starts_from_its_encoder(self) -> bool:
+        """SASRecLLM of next items: its candidates come in the encoder's order before it has learned another."""
+        return self.ranking.sasrecllm is not None and self.mapper.offset == ENCODER
+
+    def lacks(self, name: StageName) -> str | None:
+        """The section without which a stage of its task is not there; None: it is."""
+        if name not in self.stages.written:
+            return f"stages.{name}"
+        is_extra = STAGES[name].reads.asks(self.data.task) is not self.data.task
+        return "ranking.sasrecllm" if is_extra and self.ranking.sasrecllm is None else None
+
+    @property
+    def offered(self) -> tuple[StageName, ...]:
+        """The stages that there are for its task, in the order of training."""
+        return tuple(name for name, spec in STAGES.items() if self.data.task in spec.tasks and not self.lacks(name))
+
+    @property
+    def run_stages(self) -> tuple[StageName, ...]:
+        """Those of them that a run trains."""
+        return self.stages.of_a_run(self.offered)
 
     def judged_by(self, name: StageName) -> Metric:
         """What chooses among a stage's checkpoints; more is better."""
@@ -180,6 +218,7 @@ _YOUNGER = (
     "ranking.llmseqsim_popularity",
     "ranking.llmseqsim_sequential",
     "ranking.llmseqprompt",
+    "ranking.sasrecllm",
     *_OF_NEXT_ITEMS,  # at last: a section is at its default where the younger ones in it are gone
 )
 

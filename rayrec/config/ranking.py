@@ -92,8 +92,15 @@ class LLMSeqPromptConfig(Section):
         return self
 
 
+class RerankConfig(Section):
+    """SASRecLLM puts the best of the run's encoder in order; `stages.tune_lora` and `tune_hybrid` train it."""
+
+    candidates: PositiveInt = 100  # of the encoder
+    sessions: PositiveInt | None = None  # test sessions that it is asked for, a fixed, seeded sample; None: all of them
+
+
 class RankingConfig(Section):
-    """Systems that learn nothing but counts, one asked in words, and hybrids: `rayrec.models.ranking.hybrids`."""
+    """Systems that learn nothing but counts, two that a language model is asked for, and hybrids of others."""
 
     sknn: SKNNConfig = SKNNConfig()
     v_sknn: VSKNNConfig = VSKNNConfig()
@@ -102,6 +109,7 @@ class RankingConfig(Section):
     llmseqsim_popularity: PopularityConfig = PopularityConfig()
     llmseqsim_sequential: PopularityConfig = PopularityConfig()
     llmseqprompt: LLMSeqPromptConfig = LLMSeqPromptConfig()
+    sasrecllm: RerankConfig | None = None  # None: there is no SASRecLLM, and its stages are not trained
 
 
 class InitialConfig(Section):

@@ -1,12 +1,12 @@
 """How stages train: engine, short cuts, workers, steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from rayrec.config.section import Section
-from rayrec.stages import LOSSES, STAGES, Loss, Metric, Part, StageName, Start, Task, inherited
+from rayrec.stages import LOSSES, STAGES, Loss, Metric, Part, StageName, Start, inherited
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _OF_LOSSES = sorted({key for spec in LOSSES.values() for key in spec.reads})  # settings that not every loss reads
@@ -86,7 +86,7 @@ class StageConfig(Section):
     part_lr: Mapping[Part, PositiveFloat] = {}  # where a part needs another rate than `lr`
     weight_decay: float = Field(1e-3, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1)  # share of the stage's steps
-    judged_by: Metric | None = None  # on validation rows, more is better; None: AUC, of next items NDCG
+    judged_by: Metric | None = None  # on validation rows, more is better; None: AUC, of lists NDCG
     patience: PositiveInt = 20  # evaluations that are no better before the stage stops
     checkpoint_every: PositiveInt = 8  # epochs; the best so far travels inside each checkpoint
     valid_users: PositiveInt | None = None  # validate on a fixed, seeded sample; None: all of them
@@ -204,12 +204,11 @@ class StagesConfig(Section):
         needed = {name}.union(*(self.lineage(parent) for parent in self.parents(name).values()))
         return tuple(stage for stage in STAGES if stage in needed)
 
-    def of_a_run(self, task: Task) -> tuple[StageName, ...]:
-        """A task's stages that a run trains, in that order: without those whose parts `fresh` or `none` replace.
+    def of_a_run(self, offered: Sequence[StageName]) -> tuple[StageName, ...]:
+        """Those of the stages ``offered`` that a run trains: without those whose parts `fresh` or `none` replace.
 
         A folder in the place of a part leaves its stage in: the run's tables still have a row for it.
         """
-        offered = [name for name in self.written if task in STAGES[name].tasks]
         handed_on = {source for name in offered for source in inherited(name).values()}
         wanted = {
             source

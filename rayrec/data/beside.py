@@ -14,7 +14,8 @@ from rayrec.stages import History, Name, Stream
 class Beside(Name):
     """The name is also the folder below the prepared rows; its mark is written last and names the files."""
 
-    PROMPTS = "prompts"
+    ASKED = "asked"  # of next items: rows for Yes and for No, read in the place of the rows
+    PROMPTS = "prompts"  # of the rows, or of those
     RATED = "rated"  # histories of all rated items
     FLOOR = "floor"  # the feature floor's logits
     ANSWERS = "answers"  # prompts that ask for items by name, and their answers
@@ -36,6 +37,7 @@ def read_beside(config: Config, *streams: Stream) -> frozenset[Beside]:
     of_hybrids = config.encoder.offset if config.mapper.offset == ENCODER else config.mapper.offset
     offsets = {Stream.INTERACTIONS: config.encoder.offset, Stream.HYBRID_PROMPTS: of_hybrids}
     asked = {
+        Beside.ASKED: any(stream.asks(config.data.task) is not config.data.task for stream in streams),
         Beside.PROMPTS: not {Stream.TEXT_PROMPTS, Stream.HYBRID_PROMPTS}.isdisjoint(streams),
         Beside.RATED: config.encoder.history is History.RATED and set(streams) != {Stream.TEXT_PROMPTS},
         Beside.FLOOR: any(offsets.get(stream) for stream in streams),

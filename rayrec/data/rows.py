@@ -36,7 +36,7 @@ class RowSource:
     split: str
     stream: Stream
     max_len: int  # longest history the encoder reads
-    beside: frozenset[Beside] = frozenset()  # what is read beside the rows; prompts go by the stream
+    beside: frozenset[Beside] = frozenset()  # what is read beside the rows, or for them; prompts go by the stream
 
     def open(self) -> "OpenRows":
         """The opened split; once per process."""
@@ -53,7 +53,8 @@ class OpenRows:
 
     def __init__(self, source: RowSource) -> None:
         self.source = source
-        self._rows = open_table(f"{source.folder}/{source.split}.parquet")
+        is_asked = Beside.ASKED in source.beside
+        self._rows = self._beside(Beside.ASKED) if is_asked else open_table(f"{source.folder}/{source.split}.parquet")
         self._floor = self._beside(Beside.FLOOR) if Beside.FLOOR in source.beside else None
         self._prompts = None
         if source.stream in _PROMPTS:

@@ -14,12 +14,13 @@ import ray.data
 from rayrec import storage
 from rayrec.config.data import DataConfig
 from rayrec.data import columns as c
+from rayrec.data.asked import ASKED_SPLITS
 from rayrec.data.beside import Beside
 from rayrec.data.blocks import calm_ray_data
 from rayrec.data.prompts import PromptEncoder, Tokenizer
 from rayrec.data.rows import HISTORY, OpenRows, RowSource
 from rayrec.data.store import open_table
-from rayrec.stages import Stream
+from rayrec.stages import Stream, Task
 
 _BLOCK_ROWS = 4096
 
@@ -39,16 +40,17 @@ def open_encoder(folder: str, data: DataConfig, tokenizer: Tokenizer) -> PromptE
 
 
 def prompt_rows(folder: str, split: str, data: DataConfig) -> OpenRows:
-    """A split with histories as long as a prompt shows."""
-    return RowSource(folder, split, Stream.INTERACTIONS, data.history).open()
+    """The rows of a split that prompts are written for, with histories as long as a prompt shows."""
+    beside = {Beside.ASKED} if data.task is Task.NEXT_ITEM else set()
+    return RowSource(folder, split, Stream.INTERACTIONS, data.history, frozenset(beside)).open()
 
 
 def write_prompts(folder: str, data: DataConfig, tokenizer: Tokenizer, scratch: Path) -> None:
-    """Write the prompts of each split beside the prepared rows in ``folder``."""
+    """Write the prompts of each split beside the rows in ``folder``; of next items, of the rows asked about."""
     encoder = ray.put(open_encoder(folder, data, tokenizer))
     tokens: dict[str, Any] = {}
     with calm_ray_data():
-        for split in c.SPLITS:
+        for split in ASKED_SPLITS if data.task is Task.NEXT_ITEM else c.SPLITS:
             tokens[split] = _write_split(scratch / f"{split}.parquet", _encoded(folder, split, data, encoder))
     Beside.PROMPTS.publish(folder, scratch, tokens=tokens)
 
@@ -65,8 +67,11 @@ def _encoded(folder: str, split: str, data: DataConfig, encoder: Any) -> Iterato
 
 
 def _encode(numbers: dict[str, Any], folder: str, split: str, data: DataConfig, encoder: Any) -> pa.Table:
-    prompts: PromptEncoder = ray.get(encoder)
-    rows = prompt_rows(folder, split, data).fetch(np.asarray(numbers["id"]))
+    return encoded_rows(ray.get(encoder), prompt_rows(folder, split, data).fetch(np.asarray(numbers["id"])))
+
+
+def encoded_rows(prompts: PromptEncoder, rows: pa.Table) -> pa.Table:
+    """The prompts (PROMPTS_SCHEMA) of rows that were fetched with the history that they show."""
     encoded = [
         prompts.encode(history, item)
         for history, item in zip(rows[HISTORY].to_pylist(), rows[c.ITEM_ID].to_pylist(), strict=True)

@@ -219,8 +219,8 @@ def _check_systems(experiment: Experiment, origin: str) -> None:
             if config.data.task is not task:
                 raise InputError(f"{origin}: systems.{title}.set.data.task: all systems share it; leave it out")
             stage = SYSTEMS[entry.system].after
-            if stage not in (None, *config.stages.written):
-                mend = f"set stages.{stage} for it, at least to {{}}"
+            if stage is not None and (section := config.lacks(stage)):
+                mend = f"set {section} for it, at least to {{}}"
                 raise InputError(f"{origin}: systems.{title}: {entry.system} is trained by {stage}; {mend}")
         twin = known.setdefault(f"{entry.system}: {_read_by(config, entry.system)}", title)
         if twin != title:

@@ -29,6 +29,7 @@ from rayrec.experiment.running import Failures, run_pairs
 from rayrec.experiment.settings import Experiment
 from rayrec.experiment.traces import read_progress, trained_parameters
 from rayrec.hybrids import HYBRIDS
+from rayrec.next_item_evaluation import rerank_note
 from rayrec.pipeline import quieten
 from rayrec.preparation import prepare_beside, prepare_rows, prepare_table
 from rayrec.report import (
@@ -39,7 +40,7 @@ from rayrec.report import (
 )
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, test_sample
-from rayrec.stages import SYSTEMS, VALID_K, Stream, Task
+from rayrec.stages import SYSTEMS, VALID_K, Stream, SystemName, Task
 from rayrec.store import store_folder
 from rayrec.training.cluster import capacity, check_fits, connected
 from rayrec.training.model import warn_of_slow_bf16
@@ -204,7 +205,7 @@ def _common(experiment: Experiment, results: Mapping[str, Any]) -> dict[str, Any
 
 def _notes(experiment: Experiment) -> list[str]:
     base, ranks = experiment.base, experiment.base.data.task is Task.NEXT_ITEM
-    chosen = ", ".join(f"{stage} by {base.judged_by(stage).shown}" for stage in base.stages.of_a_run(base.data.task))
+    chosen = ", ".join(f"{stage} by {base.judged_by(stage).shown}" for stage in base.run_stages)
     notes = [
         f"Intervals and p values are of a bootstrap over test {'sessions' if ranks else 'users'}; they say nothing of"
         " training seeds other than those that were run. The spread over seeds is their sample standard deviation.",
@@ -228,9 +229,17 @@ def _notes(experiment: Experiment) -> list[str]:
         )
     if any(entry.system in HYBRIDS for entry in experiment.config.systems.values()):
         notes.append(f"Of a hybrid's several settings, NDCG@{VALID_K} of all validation sessions chose.")
+    notes += _rerank_notes(experiment)
     if base.data.dataset == "synthetic":
         notes.insert(0, "The data is generated: these figures show that the machinery works and nothing else.")
     return notes
+
+
+def _rerank_notes(experiment: Experiment) -> list[str]:
+    titles = [title for title, entry in experiment.config.systems.items() if entry.system is SystemName.SASRECLLM]
+    configs = {title: experiment.configuration(title, experiment.config.seeds[0]) for title in titles}
+    owns = {title: config.ranking.sasrecllm for title, config in configs.items()}
+    return [rerank_note(title, own.candidates) for title, own in owns.items() if own is not None]
 
 
 def _print_result(results: Mapping[str, Any], folder: str) -> None:

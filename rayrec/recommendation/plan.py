@@ -1,21 +1,18 @@
 """Which lists are asked for, and which models make them: checked before anything starts."""
 
-from typing import Final
-
 import yaml
 
 from rayrec import storage
 from rayrec.binding import RUN
 from rayrec.config import differences, fingerprint, identity
+from rayrec.config.ranking import RerankConfig
 from rayrec.errors import InputError
 from rayrec.rankers import RANKERS
 from rayrec.recommendation.recommenders import Plan
 from rayrec.run import Run
 from rayrec.scoring import scoring_job
 from rayrec.settings import override, validate
-from rayrec.stages import SYSTEMS, History, Stream, SystemName, Task
-
-CANDIDATES: Final = 100  # of the encoder, which a language model puts in order
+from rayrec.stages import SYSTEMS, History, Stream, SystemName
 
 
 def open_run(folder: str, overrides: list[str]) -> Run:
@@ -50,7 +47,7 @@ def make_plan(run: Run, system: SystemName, k: int, candidates: int | None) -> P
         reranks = scoring_job(run, spec) if spec.reads.uses_backbone else None
     if reranks is None and candidates is not None:
         raise InputError(f"--candidates: {system} ranks the whole catalogue; leave it out")
-    candidates = candidates or CANDIDATES
+    candidates = candidates or (run.config.ranking.sasrecllm or RerankConfig()).candidates
     if reranks is not None and k > candidates:
         raise InputError(f"--k {k}: {system} puts {candidates} candidates in order; add --candidates {k}, or more")
     return Plan(run=run, system=system, k=k, ranks=ranks, reranks=reranks, candidates=candidates)
@@ -76,10 +73,10 @@ def _check_system(run: Run, system: SystemName) -> None:
 
 
 def _makes_lists(run: Run, system: SystemName) -> bool:
-    """The encoder, what has a ranker, and of clicks each language model, behind the encoder."""
+    """The encoder, what has a ranker, and each language model that says Yes or No, behind the encoder."""
     reads = SYSTEMS[system].reads
     if reads is None:
         return system in RANKERS
     return system is SystemName.SASREC or (
-        reads.uses_backbone and run.config.data.task is Task.CLICK and SystemName.SASREC in run.systems
+        reads.uses_backbone and not reads.answers and SystemName.SASREC in run.systems
     )

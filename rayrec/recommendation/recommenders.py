@@ -4,7 +4,6 @@ Shapes: B sessions, V items, K places of a list.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, Protocol
 
 import numpy as np
@@ -18,11 +17,9 @@ from rayrec.batch import Batch
 from rayrec.data import columns as c
 from rayrec.data.catalogue import training_counts
 from rayrec.data.store import open_table
-from rayrec.data.tokenise import load_tokenizer, open_encoder
-from rayrec.models.checkpoints import local_backbone
 from rayrec.models.ranking import top_k
 from rayrec.rankers import fitted_ranker
-from rayrec.ranking import score_candidates
+from rayrec.ranking import Reranker
 from rayrec.run import Run
 from rayrec.sessions import Index, Sessions
 from rayrec.stages import EncoderKind, SystemName, Task
@@ -76,7 +73,10 @@ def open_recommender(plan: Plan) -> Recommender:
         ranker = fitted_ranker(plan.run, plan.system)
         return lambda sessions, users, k: (ranker.rank(sessions, k), None)
     encoder = _EncoderLists(plan) if not plan.by_user else _NamedLists(plan)
-    return encoder if plan.reranks is None else _Reranked(plan, encoder)
+    if plan.reranks is None:
+        return encoder
+    reranker = Reranker(plan.reranks, plan.run.data.folder)
+    return lambda sessions, users, k: reranker.order(sessions, users, encoder(sessions, users, plan.candidates)[0], k)
 
 
 class _EncoderLists:
@@ -108,7 +108,7 @@ class _NamedLists:
 
     @torch.no_grad()
     def __call__(self, sessions: Sessions, users: Users, k: int, /) -> Lists:
-        ids_BK, scores_BK = _no_lists(len(sessions), k)
+        ids_BK, scores_BK = np.zeros((len(sessions), k), np.int64), np.zeros((len(sessions), k), np.float32)
         for row, (user, own) in enumerate(zip(users, sessions.each(), strict=True)):
             logit_V = torch.cat([self._logits(int(user), item_C) for item_C in self._chunks])
             held = torch.tensor(own, dtype=torch.int64, device=self._device)
@@ -124,33 +124,6 @@ class _NamedLists:
         nothing_C1 = torch.zeros_like(item_C)[:, None]
         user_C = torch.full_like(item_C, user - c.UNKNOWN_USER)
         return self._model(Batch(user_C, nothing_C1, item_C, nothing_C1[:, 0].float()))  # type: ignore[no-any-return]
-
-
-class _Reranked:
-    """The best of an encoder in the order of a language model, each session's behind one prefix."""
-
-    def __init__(self, plan: Plan, encoder: Recommender) -> None:
-        assert plan.reranks is not None
-        self._encoder, self._count, config = encoder, plan.candidates, plan.run.config
-        model = scoring_model(plan.reranks).to(the_device())
-        tokenizer = load_tokenizer(local_backbone(config.backbone.sources))
-        prompts = open_encoder(plan.run.data.folder, config.data, tokenizer)
-        self._scores = partial(score_candidates, model, prompts, config)
-
-    def __call__(self, sessions: Sessions, users: Users, k: int, /) -> Lists:
-        ids_BK, scores_BK = _no_lists(len(sessions), k)
-        candidates_BN, _ = self._encoder(sessions, users, self._count)
-        for row, (own, user, ranked) in enumerate(zip(sessions.each(), users, candidates_BN, strict=True)):
-            items = ranked[ranked > 0]
-            if len(items):
-                found = self._scores(own.tolist(), items.tolist(), user=int(user))
-                best = np.argsort(-found, kind="stable")[:k]  # among equals the encoder's order
-                ids_BK[row, : len(best)], scores_BK[row, : len(best)] = items[best], found[best]
-        return ids_BK, scores_BK
-
-
-def _no_lists(sessions: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    return np.zeros((sessions, k), np.int64), np.zeros((sessions, k), np.float32)
 
 
 def _rows(sessions: Sessions, users: Users) -> pa.Table:

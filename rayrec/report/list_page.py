@@ -134,7 +134,7 @@ def _whole(data: ListReportData, part: str) -> list[str]:
 def _judges(data: ListReportData) -> list[Metric]:
     """What the stages were judged by."""
     told = {key for lines in data.progress.values() for line in lines for key in line}
-    return [Metric.NDCG, *(metric for metric in (Metric.ANSWERS,) if metric.value in told)]
+    return [Metric.NDCG, *(metric for metric in (Metric.AUC, Metric.ANSWERS) if metric.value in told)]
 
 
 def shown_metric(metric: str) -> str:

@@ -159,15 +159,15 @@ def _check_objective(config: SearchConfig, base: Config, origin: str) -> None:
     if "data.task" in config.space:
         raise InputError(f"{origin}: space.data.task: trials of different tasks cannot be compared; leave it out")
     if task not in STAGES[objective.stage].tasks:
-        offered = " or ".join(stage for stage in base.stages.written if task in STAGES[stage].tasks)
+        offered = " or ".join(base.offered)
         raise InputError(f"{origin}: objective.stage: {objective.stage} is no stage of data.task {task}; use {offered}")
-    if objective.stage not in base.stages.written:
-        raise InputError(f"{origin}: objective.stage: the base has no stages.{objective.stage}; write it there")
+    if section := base.lacks(objective.stage):
+        raise InputError(f"{origin}: objective.stage: the base has no {section}; write it there")
     judges = STAGES[objective.stage].judges(task)
     if objective.metric not in judges:
         raise InputError(
-            f"{origin}: objective.metric: data.task {task} is not judged by {objective.metric}; write"
-            f" {' or '.join(judges)}"
+            f"{origin}: objective.metric: {objective.stage} of data.task {task} is not judged by {objective.metric};"
+            f" write {' or '.join(judges)}"
         )
 
 

@@ -41,7 +41,7 @@ class Validator(Protocol):
     """The fixed validation rows of a stage."""
 
     def evaluate(self, model: SASRecLLM, device: torch.device) -> dict[str, float]:
-        """The metrics of the stage's task; the same numbers on every rank."""
+        """The metrics that the stage is judged by; the same numbers on every rank."""
         ...
 
 
@@ -52,14 +52,14 @@ def open_validator(job: StageJob) -> Validator:
     batches = scoring_batches(ids, rows.lengths, job.scoring_batch, rows.shared)
     if job.spec.reads.answers:
         return AnswerValidator(rows, batches, job.config)
-    if job.config.data.task is Task.NEXT_ITEM:
+    if job.spec.reads.asks(job.config.data.task) is Task.NEXT_ITEM:
         return ListValidator(rows, batches, job.config, training_counts(job.data))
     return ScoreValidator(rows, batches, job.config)
 
 
 @dataclass(frozen=True)
 class ScoreValidator:
-    """Of clicks: AUC, UAUC and log loss of the rows' scores."""
+    """Of Yes or No: AUC, UAUC and log loss of the rows' scores."""
 
     rows: OpenRows
     batches: list[Ids]

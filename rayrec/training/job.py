@@ -10,7 +10,8 @@ from rayrec import storage
 from rayrec.batch import Batch
 from rayrec.config import Config, micro_batch_rows
 from rayrec.config.training import Precision, StageConfig
-from rayrec.data.beside import read_beside
+from rayrec.data.asked import ASKED_ROWS
+from rayrec.data.beside import Beside, read_beside
 from rayrec.data.collate import Cut, collate
 from rayrec.data.rows import RowSource
 from rayrec.data.streams import WorkerOrder
@@ -102,9 +103,19 @@ class StageJob:
         return self.config.evaluation.rows_at_once(with_backbone=self.spec.reads.uses_backbone)
 
     @property
+    def beside(self) -> frozenset[Beside]:
+        """What the stage reads besides the rows."""
+        return read_beside(self.config, self.spec.reads)
+
+    @property
+    def training_rows(self) -> int:
+        """Rows of a pass over the data, which ``facts`` has without those that are asked about beside each."""
+        return self.facts.rows["train"] * (ASKED_ROWS if Beside.ASKED in self.beside else 1)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch; a pass over the data drops its incomplete last batch."""
-        return self.settings.steps_per_epoch or max(1, self.facts.rows["train"] // self.settings.batch)
+        return self.settings.steps_per_epoch or max(1, self.training_rows // self.settings.batch)
 
     @property
     def total_steps(self) -> int:
@@ -128,8 +139,7 @@ class StageJob:
 
     def rows(self, split: str) -> RowSource:
         """A split as this stage reads it."""
-        beside = read_beside(self.config, self.spec.reads)
-        return RowSource(self.data, split, self.spec.reads, self.facts.max_len, beside)
+        return RowSource(self.data, split, self.spec.reads, self.facts.max_len, self.beside)
 
 
 def derive_seed(*names: object) -> int:

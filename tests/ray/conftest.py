@@ -21,6 +21,15 @@ LONGER = [
 SCORED = Run(Config()).systems  # by a run of any configuration that keeps the stages as they are
 SMOKE = ["--config", "configs/smoke.yaml", *LONGER]
 NEXT_ITEMS = ["--config", "configs/smoke_next_item.yaml"]
+CANDIDATES, RERANKED = 30, 25  # of its encoder, and the sessions whose candidates a tiny language model puts in order
+RERANKING = {
+    "backbone.sources": "tiny",
+    "engine.precision": "fp32",
+    "ranking.sasrecllm": f"{{candidates: {CANDIDATES}, sessions: {RERANKED}}}",
+    **dict.fromkeys(
+        ("stages.tune_lora", "stages.tune_hybrid"), "{epochs: 2, steps_per_epoch: 4, batch: 8, valid_users: 20}"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -53,9 +62,10 @@ def uninterrupted(job_env: dict[str, str], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def next_items(job_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """The same of next items."""
+    """The same of next items, with SASRecLLM."""
     storage = tmp_path_factory.mktemp("next-items")
-    options = [*NEXT_ITEMS, "--set", f"storage={storage}"]
+    values = {**RERANKING, "storage": storage}
+    options = [*NEXT_ITEMS, *(option for key, value in values.items() for option in ("--set", f"{key}={value}"))]
     finished = processes.run(processes.job("full_pipeline", *options), job_env, tmp_path_factory.mktemp("log"))
     print(f"next items: {finished.seconds:.0f} s")
     return Pipeline(storage / "smoke-next-item", options, finished, job_env)

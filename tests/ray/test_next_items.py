@@ -12,8 +12,18 @@ import pandas as pd
 import processes
 import pytest
 import safetensors.numpy
-from conftest import NEXT_ITEMS, Pipeline
+import torch
+from conftest import CANDIDATES, NEXT_ITEMS, RERANKED, Pipeline
 from pages import assert_needs_no_network
+
+from rayrec.data.catalogue import training_counts
+from rayrec.data.rows import RowSource
+from rayrec.recommendation.plan import open_run
+from rayrec.scoring import judged_rows, scoring_job
+from rayrec.stages import SYSTEMS as TABLE
+from rayrec.stages import Part, StageName, Stream, SystemName
+from rayrec.training.lists import Lister
+from rayrec.training.model import scoring_model
 
 SYSTEMS = {
     "most_popular": "MostPopular",
@@ -24,9 +34,11 @@ SYSTEMS = {
     "llmseqsim_popularity": "LLMSeqSim&Popularity",
     "sasrec": "SASRec",
     "llmseqsim_sequential": "LLMSeqSim&SASRec",
+    "sasrecllm": "SASRecLLM",
 }
 BY_NAME = {"llmseqsim", "embedding_ensemble", "llmseqsim_popularity", "llmseqsim_sequential"}  # who list unseen items
 KS = (5, 20)
+SCORED = {"sasrec", "sasrecllm"}
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -54,11 +66,15 @@ def metrics(folder: Path) -> dict[str, Any]:
 
 def test_it_ends_with_a_table(finished: processes.Finished, metrics: dict[str, Any]) -> None:
     assert re.search(r"^pretrain_encoder  54 steps in .*; best valid NDCG@20 0\.\d{4} at step \d+", finished.out, re.M)
-    assert re.search(r"^ +NDCG@20 +HR@20 +MRR@20 +coverage@20$", finished.out, re.M)
+    for stage in ("tune_lora", "tune_hybrid"):
+        assert re.search(rf"^{stage}  8 steps in .*; best valid AUC 0\.\d{{4}} at step \d+", finished.out, re.M)
+    assert re.search(r"^ +NDCG@20 +HR@20 +MRR@20 +coverage@20 +sessions$", finished.out, re.M)
     for system, title in SYSTEMS.items():
         shown = [metrics[system]["all"]["metrics"][f"{name}@20"]["value"] for name in ("ndcg", "hr", "mrr", "coverage")]
         (line,) = re.findall(rf"^{re.escape(title)} +(.*)$", finished.out, re.M)
-        assert line.split() == [f"{value:.4f}" for value in shown]
+        sessions = metrics[system]["all"]["counts"]["sessions"]
+        assert line.split() == [*(f"{value:.4f}" for value in shown), str(sessions)]
+        assert (sessions == RERANKED) == (system == "sasrecllm")
 
 
 def test_lists_are_of_the_whole_catalogue_without_what_the_session_holds(folder: Path) -> None:
@@ -67,15 +83,37 @@ def test_lists_are_of_the_whole_catalogue_without_what_the_session_holds(folder:
     trained = {item for liked in users for item in liked[:-2]}
     for system in SYSTEMS:
         frame = pd.read_parquet(folder / "predictions" / f"{system}.parquet")
-        assert frame["user_id"].tolist() == test["user_id"].tolist()
-        assert [held.tolist() for held in frame["held_out"]] == [[item] for item in test["item_id"]]
+        rows = test[test["user_id"].isin(frame["user_id"])] if system == "sasrecllm" else test
+        assert frame["user_id"].tolist() == rows["user_id"].tolist()
+        assert [held.tolist() for held in frame["held_out"]] == [[item] for item in rows["item_id"]]
         for user, ranked in zip(frame["user_id"], frame["ranked"], strict=True):
             assert 0 < len(ranked) == len({*ranked}) <= 20 and not {*ranked} & {*users[user][:-1]}
             assert system in BY_NAME or {*ranked} <= trained
-        if system == "sasrec":
+        if system in SCORED:
             assert all((np.diff(scores) <= 1e-4).all() and len(scores) == 20 for scores in frame["scores"])
         else:
             assert frame["scores"].isna().all()
+
+
+def test_a_language_model_puts_the_encoders_best_in_order(folder: Path) -> None:
+    """The encoder that was trained on next items finds them, and not the one that learned on below the prompts."""
+    run = open_run(str(folder), [])
+    job = scoring_job(run, TABLE[SystemName.SASREC])
+    assert job.parts[Part.ENCODER] == run.part_folder(StageName.PRETRAIN_ENCODER, Part.ENCODER)
+    lister = Lister(scoring_model(job), training_counts(run.data.folder), run.config, torch.device("cpu"))
+    rows = RowSource(run.data.folder, "test", Stream.INTERACTIONS, run.facts.max_len).open()
+    ids = judged_rows(run, SystemName.SASRECLLM)
+    candidates, _ = lister.rank(rows, ids, CANDIDATES)
+    frame = pd.read_parquet(folder / "predictions" / "sasrecllm.parquet")
+    assert frame["user_id"].tolist() == rows.user_ids[ids].tolist() and len(frame) == RERANKED
+    found = [({*ranked}, best) for ranked, best in zip(frame["ranked"], candidates.tolist(), strict=True)]
+    assert all(ranked <= {*best} for ranked, best in found)
+    assert not all(ranked <= {*best[:20]} for ranked, best in found)
+    assert all(((scores > 0) & (scores < 1)).all() and (np.diff(scores) <= 0).all() for scores in frame["scores"])
+    asked = pd.read_parquet(folder / "data" / "asked" / "train.parquet")
+    users = pd.read_parquet(folder / "data" / "users.parquet").set_index("user_id")["liked"]
+    assert asked["label"].tolist() == [1, 0] * (len(asked) // 2)
+    assert not any(item in users[user] for user, item in asked[["user_id", "item_id"]].to_numpy()[1::2])
 
 
 def test_a_hybrid_asks_the_encoder_behind_popular_items(folder: Path) -> None:
@@ -149,14 +187,15 @@ def test_again_there_is_nothing_to_do(
 def test_items_start_from_their_names(
     folder: Path, options: list[str], job_env: dict[str, str], tmp_path: Path
 ) -> None:
-    own = [*options, "--set", "name=names", "--set", "encoder.initial={names: pca}", "--set", "cluster.workers=1"]
+    values = ("name=names", "encoder.initial={names: pca}", "cluster.workers=1", "ranking.sasrecllm=null")
+    own = [*options, *(option for value in values for option in ("--set", value))]
     plan = processes.run(processes.job("full_pipeline", *own, "--plan"), job_env, tmp_path / "plan").checked()
     assert "no backbone" in plan.out and "tune_lora" not in plan.out
     done = processes.run(processes.job("full_pipeline", *own), job_env, tmp_path / "log").checked()
     assert re.search(r"^LLM2SASRec +0\.\d{4}", done.out, re.M)
     names = folder.parent / "names"
     assert re.search(r"^LLMSeqSim&LLM2SASRec +0\.\d{4}", done.out, re.M)
-    for system in SYSTEMS.keys() - {"sasrec", "llmseqsim_sequential"}:  # what is not trained is the same
+    for system in SYSTEMS.keys() - SCORED - {"llmseqsim_sequential"}:  # what is not trained is the same
         one, other = (path / "predictions" / f"{system}.parquet" for path in (folder, names))
         assert one.read_bytes() == other.read_bytes()
     (table,) = (

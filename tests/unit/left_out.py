@@ -1,6 +1,7 @@
 """Prepared next items, without Ray: sessions cut by leave-one-out, and a run over them."""
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +10,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from torch import nn
 
 from rayrec.cache import file_sha256
 from rayrec.data import columns as c
+from rayrec.data.asked import ASKED_SPLITS, write_asked
+from rayrec.data.beside import Beside
+from rayrec.data.tokenise import encoded_rows, load_tokenizer, open_encoder, prompt_rows
 from rayrec.data.vectors import save_vectors
+from rayrec.models.sasrecllm import build
 from rayrec.name_tables import tables_read
 from rayrec.run import Run
 from rayrec.settings import validate, with_values
-from rayrec.stages import ENCODERS, EncoderKind, Task
+from rayrec.stages import ENCODERS, EncoderKind, StageName, Task
 from rayrec.store import store_folder
+from rayrec.training.model import model_shape
+from rayrec.training.parts import save_part
 
 ITEMS = 14
 SESSIONS = [
@@ -33,6 +42,7 @@ SESSIONS = [
     [1, 2, 13, 4, 14],
 ]
 UNNAMED = 6
+TUNED = (StageName.PRETRAIN_ENCODER, StageName.TUNE_LORA, StageName.TUNE_HYBRID)
 SEEN_FROM_END = {"train": 3, "valid": 2, "test": 1}
 TREE: dict[str, Any] = {
     "name": "n",
@@ -64,6 +74,38 @@ def with_names(run: Run) -> Run:
         vectors = np.random.default_rng(number).normal(size=(ITEMS, 4)).astype(np.float32)
         vectors[UNNAMED - 1] = 0
         save_vectors(run.data.table_folder(table, store_folder(run.config)), vectors, {})
+    return run
+
+
+def train(run: Run, *stages: StageName) -> Run:
+    """The run with parts as if these stages had left them."""
+    for number, stage in enumerate(stages):
+        with_backbone = stage is not StageName.PRETRAIN_ENCODER
+        shape = model_shape(run.config, run.facts, with_backbone=with_backbone)
+        torch.manual_seed(number)
+        model = build(run.config, shape, parts=run.config.stages.parts(stage), with_backbone=with_backbone)
+        for part in run.config.stages.trained(stage):
+            weights = {name: weight.detach() for name, weight in model.parts()[part].items()}
+            for weight in weights.values():
+                nn.init.normal_(weight, std=0.5)
+            save_part(run.part_folder(stage, part), part, weights, {})
+    return run
+
+
+def rerank_run(folder: Path, backbone: Path, changes: Mapping[str, Any] | None = None) -> Run:
+    """A run with SASRecLLM: what it is asked about lies beside the rows, with its prompts; without Ray."""
+    own = {"ranking.sasrecllm": {"candidates": 5}, "backbone.sources": str(backbone), "engine.precision": "fp32"}
+    own |= {f"stages.{stage}": {"batch": 4, "micro_batch": 2} for stage in (StageName.TUNE_LORA, StageName.TUNE_HYBRID)}
+    run = prepared_run(folder, own | {"evaluation.batch": 3} | dict(changes or {}))
+    place, data = run.data.folder, run.config.data
+    with tempfile.TemporaryDirectory() as scratch:
+        write_asked(place, data.warm_over, Path(scratch))
+    with tempfile.TemporaryDirectory() as scratch:
+        encoder = open_encoder(place, data, load_tokenizer(backbone))
+        for split in ASKED_SPLITS:
+            rows = prompt_rows(place, split, data).fetch(np.arange(2 * len(SESSIONS)))
+            pq.write_table(encoded_rows(encoder, rows), f"{scratch}/{split}.parquet")
+        Beside.PROMPTS.publish(place, Path(scratch))
     return run
 
 

@@ -68,6 +68,11 @@ def test_so_does_what_only_some_read(of: str, assignment: str) -> None:
 
 def test_names_that_were_bound_before_a_setting_came_stay_bound() -> None:
     """Fingerprints from before settings that are younger than runs, whether these are left out or said."""
+    of_next_items = {
+        "beauty": "1430f1bdb4e68b5648ace3cfebbbeaa8ec77d4af3911256f5fba0b8bf131b0e8",
+        "smoke_next_item": "c274a5ff1e284d03d8abf8dbef5845b1b52dd8a1e05f93772fb9033da13f0f38",
+        "steam": "3d0cc03d8914fe5936f4e25ba3a2fbf45563773d014ae989facfceec9de2233f",
+    }
     before = {
         "ml100k_smollm2": "d512d69e0c728db8acfc8fa4d17175d64c84e2f2834a1d68803adf2d38b108eb",
         "smoke": "c26e2be678c886a884d6a41ff2bdad30cd71d1eb19482c773915d82d1a592336",
@@ -77,6 +82,8 @@ def test_names_that_were_bound_before_a_setting_came_stay_bound() -> None:
     for path in CONFIGS:
         for overrides in ([], said) if path.stem in before else ():
             assert fingerprint(identity(load(path, overrides))) == before[path.stem]
+        for overrides in ([], ["ranking.sasrecllm=null"]) if path.stem in of_next_items else ():
+            assert fingerprint(identity(load(path, overrides))) == of_next_items[path.stem]
 
 
 def test_a_fingerprint_is_of_the_content_not_of_its_order() -> None:

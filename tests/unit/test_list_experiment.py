@@ -14,6 +14,7 @@ from pages import assert_same_files
 from rayrec import storage
 from rayrec.data import columns as c
 from rayrec.data.beside import Beside
+from rayrec.data.vectors import save_vectors
 from rayrec.errors import InputError
 from rayrec.experiment import study
 from rayrec.experiment.list_results import summarise_lists
@@ -23,6 +24,8 @@ from rayrec.experiment.settings import Experiment, load_experiment
 from rayrec.metrics import session_differences, session_metrics
 from rayrec.report import ListExperimentReportData, write_list_experiment_report
 from rayrec.sessions import Sessions
+from rayrec.stages import StageName
+from rayrec.store import store_folder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TARGETS = [[session[-1]] for session in SESSIONS]
@@ -219,6 +222,19 @@ def with_answers() -> dict[str, Told]:
     return told() | {"Prompt": Told(predictions=frames, failures={})}
 
 
+def prepare_nothing(of: Experiment) -> None:
+    """As if its data were prepared, and the tables of names."""
+    for variant in variants(of):
+        manifest = {"users": 2, "items": 3, "mean_liked_per_training_user": 2.4}
+        manifest |= {"files": {"items.parquet": "a1"}}
+        manifest |= {"splits": {split: {"rows": 9} for split in ("train", "valid", "test")}}
+        storage.write_text(f"{variant.data.folder}/manifest.json", json.dumps(manifest))
+        for beside in variant.beside:
+            storage.write_text(beside.mark(variant.data.folder), json.dumps({"files": {"train": "b2"}}))
+    for config, data, table in name_tables(of):
+        save_vectors(data.table_folder(table, store_folder(config)), np.ones((3, 2), np.float32), {})
+
+
 PROMPTED = SYSTEMS + "  Prompt: {system: llmseqprompt, set: {stages.tune_answers: {epochs: 1}}}\n"
 
 
@@ -270,16 +286,33 @@ def test_a_title_needs_the_stage_that_trains_it(tmp_path: Path) -> None:
     )
 
 
+RERANKED = SYSTEMS + "  LLM: {system: sasrecllm, set: {ranking.sasrecllm: {sessions: 9}, engine.precision: fp32}}\n"
+
+
+def test_a_row_of_sasrecllm_moves_no_other(tmp_path: Path) -> None:
+    """It shares their rows and SASRec's encoder; what is asked lies beside, and no other pair is addressed by it."""
+    own, found = f", storage: {tmp_path}/runs", []
+    for systems in (SYSTEMS, RERANKED):
+        of = experiment(tmp_path, systems=systems, more=own)
+        prepare_nothing(of)
+        found.append({(pair.title, pair.seed): pair for pair in all_pairs(of)})
+    before, after = found
+    assert all(after[key].fingerprint == pair.fingerprint for key, pair in before.items())
+    assert [*after["LLM", 1].jobs] == ["pretrain_encoder", "tune_lora", "tune_hybrid"]
+    encoder = StageName.PRETRAIN_ENCODER
+    assert after["LLM", 1].jobs[encoder].folder == after["SASRec", 1].jobs[encoder].folder
+    (variant,) = variants(experiment(tmp_path, systems=RERANKED, more=own))
+    assert variant.beside == {Beside.ASKED, Beside.PROMPTS}
+    notes = study._notes(experiment(tmp_path, systems=RERANKED, more=own))
+    assert any(note.startswith("LLM puts the 100 best of its encoder in order") for note in notes)
+
+
 def test_what_is_not_trained_draws_by_a_seed_too(tmp_path: Path) -> None:
     """Neighbours where there are no times, projections of names: another seed gives other lists."""
     marks, untrained = [], SYSTEMS.partition("  SASRec")[0]
     for seeds in ("[0, 1]", "[0]", "[1]"):
         of = experiment(tmp_path, systems=untrained, seeds=seeds, more=f", storage: {tmp_path}/runs")
-        for variant in variants(of):
-            manifest = {"users": 2, "items": 3, "mean_liked_per_training_user": 2.4}
-            manifest |= {"files": {"items.parquet": "a1"}}
-            manifest |= {"splits": {split: {"rows": 9} for split in ("train", "valid", "test")}}
-            storage.write_text(f"{variant.data.folder}/manifest.json", json.dumps(manifest))
+        prepare_nothing(of)
         marks.append({pair.title: pair.fingerprint for pair in all_pairs(of)})
     both, first, second = marks
     assert both == first and all(first[title] != second[title] for title in ("Popular", "Near"))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from left_out import ITEMS, SESSIONS, prepared_run
+from left_out import ITEMS, SESSIONS, encoder_of, prepared_run
 from pages import assert_ids_are_unique, assert_needs_no_network, assert_same_files
 
 from rayrec import next_item_evaluation as judged
@@ -17,7 +17,7 @@ from rayrec import scoring, storage
 from rayrec.data import columns as c
 from rayrec.data.catalogue import lists_table, training_counts
 from rayrec.run import Run
-from rayrec.stages import SystemName
+from rayrec.stages import EncoderKind, SystemName
 
 TARGETS = [session[-1] for session in SESSIONS]
 KS = (3, 5)
@@ -209,6 +209,14 @@ def test_a_page_of_data_without_times_says_so(tmp_path: Path) -> None:
     assert any(note.startswith("The data has an order and no times") for note in notes)
     assert any("a fixed sample of 4 validation sessions" in note for note in notes)
     assert not any(note.startswith("Settings of hybrids") for note in notes)
+
+
+def test_a_page_with_sasrecllm_says_what_it_puts_in_order(tmp_path: Path) -> None:
+    changes = {"ranking.sasrecllm": {"candidates": 9}, "stages.tune_lora.valid_users": 4}
+    notes = judged._notes(prepared_run(tmp_path, changes | encoder_of(EncoderKind.GRU)))
+    assert any(note.startswith("GRU4RecLLM puts the 9 best of its encoder in order") for note in notes)
+    assert any("tune_lora by AUC on a fixed sample of 4 validation sessions" in note for note in notes)
+    assert not any("puts the" in note for note in judged._notes(prepared_run(tmp_path / "other")))
 
 
 def test_the_page_tells_the_settings_of_hybrids(run: Run) -> None:

@@ -8,6 +8,7 @@ import yaml
 
 from rayrec import planning
 from rayrec.config import Config, identity, ranking
+from rayrec.data.beside import Beside
 from rayrec.errors import InputError
 from rayrec.models.names import Pooling
 from rayrec.models.ranking import Decay, Nearness, Similarity
@@ -15,12 +16,14 @@ from rayrec.name_tables import _REDUCE
 from rayrec.pipeline import train_only
 from rayrec.run import Run
 from rayrec.search.config import load_search
+from rayrec.search.study import read_by_trials
 from rayrec.settings import load
 from rayrec.stages import ENCODERS, JUDGED_BY, STAGES, SYSTEMS, EncoderKind, Metric, StageName, SystemName, Task, titles
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TASK = ["data.task=next_item", "data.dataset=synthetic", "stages.pretrain_encoder.loss=softmax"]
 ANSWERS = [*TASK, "stages.tune_answers={}"]
+RERANKS = [*TASK, "ranking.sasrecllm={}"]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,26 @@ ANSWERS = [*TASK, "stages.tune_answers={}"]
             [*TASK[:2], "stages.pretrain_encoder.loss=answer_words"],
             "pretrain_encoder.loss: answer_words is not offered; choose label_bce or",
         ),
+        (["ranking.sasrecllm={}"], "ranking: for data.task next_item only"),
+        ([*TASK, "ranking.sasrecllm.k=3"], "unknown key 'ranking.sasrecllm.k'; known keys: candidates, sessions"),
+        (
+            [*TASK, "ranking.sasrecllm={candidates: 19}"],
+            "ranking.sasrecllm.candidates: 19 do not fill lists of 20, the longest of evaluation.ks; take as many",
+        ),
+        (
+            [*RERANKS, "stages.tune_hybrid.starts_from.encoder=fresh"],
+            "stages.tune_hybrid.starts_from.encoder: of next items it starts from the encoder whose candidates",
+        ),
+        ([*TASK, "mapper.offset=encoder"], "mapper.offset: encoder learns from what was disliked"),
+        ([*RERANKS, "mapper.offset=feature_floor"], "mapper.offset: feature_floor learns from what was disliked"),
+        (
+            [*RERANKS, "stages.tune_lora.judged_by=valid_ndcg"],
+            "stages.tune_lora.judged_by: valid_ndcg does not choose checkpoints for data.task next_item; write",
+        ),
+        (
+            [*RERANKS, "stages.tune_hybrid.loss=softmax"],
+            "tune_hybrid.loss: softmax is not offered; choose label_bce",
+        ),
         (["evaluation.ks=[3]"], "evaluation.ks: for data.task next_item only"),
         ([*TASK, "encoder.initial={names: umap}"], "encoder.initial.names: Input should be 'pca', 'random_projection'"),
         ([*TASK, "encoder.initial={permuted: true}"], "encoder.initial.names: missing; it has no default"),
@@ -100,6 +123,11 @@ def test_a_run_has_the_tasks_own_stages_and_systems(tmp_path: Path) -> None:
     asked = Run(load(None, [*ANSWERS, f"storage={tmp_path}"]))
     assert [*asked.stages] == ["pretrain_encoder", "tune_answers"]
     assert [*asked.titles.values()] == ["MostPopular", "SKNN", "V-SKNN", "LLMSeqSim", *own, "LLMSeqPrompt", *behind]
+    tuned = Run(load(None, [*RERANKS, f"storage={tmp_path}", "encoder.kind=gru"]))
+    assert [*tuned.stages] == ["pretrain_encoder", "tune_lora", "tune_hybrid"] and len(tuned.systems) == 9
+    assert [*tuned.titles.values()][-3:] == ["GRU4Rec", "LLMSeqSim&GRU4Rec", "GRU4RecLLM"]
+    bare = Run(load(None, [*RERANKS, f"storage={tmp_path}", "stages.tune_hybrid.starts_from.lora=none"]))
+    assert [*bare.stages] == ["pretrain_encoder", "tune_hybrid"]
     clicks = Run(Config())
     assert [*clicks.stages] == ["pretrain_encoder", "tune_lora", "tune_hybrid"] and len(clicks.systems) == 9
     assert [*clicks.titles] == [*clicks.systems] and "MostPopular" not in clicks.titles.values()
@@ -131,6 +159,13 @@ def test_every_task_is_judged_by_metrics_of_its_own() -> None:
     assert {task: metrics[0] for task, metrics in JUDGED_BY.items()} == {
         Task.CLICK: Metric.AUC,
         Task.NEXT_ITEM: Metric.NDCG,
+    }
+    rerank = load(None, [*RERANKS, "mapper.offset=encoder"])
+    chosen = {stage: rerank.judged_by(stage) for stage in rerank.run_stages}
+    assert chosen == {
+        StageName.PRETRAIN_ENCODER: Metric.NDCG,
+        StageName.TUNE_LORA: Metric.AUC,
+        StageName.TUNE_HYBRID: Metric.AUC,
     }
     every = [*JUDGED_BY.values(), *(spec.judged_by for spec in STAGES.values())]
     assert sorted(metric for metrics in every for metric in metrics) == sorted(Metric)
@@ -165,6 +200,17 @@ def test_without_its_stage_nobody_knows_of_llmseqprompt() -> None:
         assert identity(load(None, [*ANSWERS, change])) != plain
 
 
+def test_without_its_section_nobody_knows_of_sasrecllm() -> None:
+    for change in ("evaluation.ks=[7]", "ranking.sknn.sample=5"):
+        content = identity(load(None, [*TASK, change]))
+        assert "sasrecllm" not in content.get("ranking", {})
+        assert identity(load(None, [*TASK, change, "ranking.sasrecllm=null"])) == content
+    plain, wanted = identity(load(None, TASK)), identity(load(None, RERANKS))
+    assert wanted.pop("ranking")["sasrecllm"] == {"candidates": 100, "sessions": None} and wanted == plain
+    for change in ("ranking.sasrecllm.sessions=9", "ranking.sasrecllm.candidates=50", "mapper.offset=encoder"):
+        assert identity(load(None, [*RERANKS, change])) != identity(load(None, RERANKS))
+
+
 def test_what_names_say_is_part_of_a_runs_identity() -> None:
     plain = identity(load(None, TASK))
     for change in (
@@ -187,9 +233,15 @@ def test_settings_of_hybrids_count_only_where_they_are_named() -> None:
 
 def test_a_stage_of_the_other_task_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     config = load(None, [*TASK, f"storage={tmp_path}/runs"])
-    message = "tune_lora is no stage of data.task next_item; run jobs/train_stage.py pretrain_encoder"
+    for stage in (StageName.TUNE_LORA, StageName.TUNE_HYBRID):
+        with pytest.raises(
+            InputError, match=r"^ranking\.sasrecllm: not in this configuration; write it, at least as {}"
+        ):
+            train_only(config, stage)
+    clicks = load(None, [f"storage={tmp_path}/runs"])
+    message = "tune_answers is no stage of data.task click; run jobs/train_stage.py pretrain_encoder or tune_lora or"
     with pytest.raises(InputError, match=message):
-        train_only(config, StageName.TUNE_LORA)
+        train_only(clicks, StageName.TUNE_ANSWERS)
     with pytest.raises(InputError, match=r"stages\.tune_answers: not in this configuration; write it, at least as {}"):
         train_only(config, StageName.TUNE_ANSWERS)
     assert not [*tmp_path.iterdir()]
@@ -238,17 +290,17 @@ def search_file(
         (
             "{stage: pretrain_encoder}",
             "smoke_next_item.yaml",
-            "objective.metric: data.task next_item is not judged by valid_auc; write valid_ndcg or valid_hr",
+            "objective.metric: pretrain_encoder of data.task next_item is not judged by valid_auc; write valid_ndcg or",
         ),
         (
             "{stage: tune_lora, metric: valid_ndcg}",
             "smoke_next_item.yaml",
-            "objective.stage: tune_lora is no stage of data.task next_item; use pretrain_encoder",
+            "objective.stage: the base has no ranking.sasrecllm; write it there",
         ),
         (
             "{stage: tune_lora, metric: valid_hr}",
             "smoke.yaml",
-            "objective.metric: data.task click is not judged by valid_hr; write valid_auc or valid_uauc or",
+            "objective.metric: tune_lora of data.task click is not judged by valid_hr; write valid_auc or",
         ),
     ],
 )
@@ -279,6 +331,16 @@ def test_a_search_for_answers_looks_for_their_probability(tmp_path: Path) -> Non
             load_search(search_file(tmp_path, given, base=str(tmp_path / "base.yaml"), space=space))
     with pytest.raises(InputError, match=r"objective\.stage: the base has no stages\.tune_answers; write it there"):
         load_search(search_file(tmp_path, objective))
+
+
+def test_a_search_for_what_says_yes_looks_for_auc(tmp_path: Path) -> None:
+    base = load(CONFIGS / "smoke_next_item.yaml", ["ranking.sasrecllm={}"])
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base.model_dump(mode="json", exclude_defaults=True)))
+    objective = "{stage: tune_hybrid, metric: valid_auc}"
+    search = load_search(search_file(tmp_path, objective, base=str(tmp_path / "base.yaml"), space="lora.r: [4]"))
+    assert read_by_trials(search, {}) == {Beside.ASKED, Beside.PROMPTS}
+    with pytest.raises(InputError, match=r"tune_hybrid of data\.task next_item is not judged by valid_ndcg; write"):
+        load_search(search_file(tmp_path, objective.replace("auc", "ndcg"), base=str(tmp_path / "base.yaml")))
 
 
 def test_a_search_of_next_items_looks_for_ndcg(tmp_path: Path) -> None:

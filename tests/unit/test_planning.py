@@ -62,6 +62,22 @@ def test_a_stage_that_answers_in_words_is_planned(
     assert float(memory[4]) > 0 and "Yes" not in printed
 
 
+def test_rows_that_are_asked_about_are_planned(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every session of training twice, in whole batches of 16."""
+    monkeypatch.setattr(planning, "local_backbone", lambda *_, **__: tiny)
+    whole = {f"stages.{stage}={{epochs: 1, steps_per_epoch: null}}" for stage in ("tune_lora", "tune_hybrid")}
+    asked = ["ranking.sasrecllm={}", f"storage={tmp_path}/runs", *whole]
+    planning.print_plan(load(ROOT / "configs" / "smoke_next_item.yaml", asked))
+    printed = capsys.readouterr().out
+    sessions = int(printed.partition(" training rows")[0].rpartition(" ")[2])
+    for stage in ("tune_lora", "tune_hybrid"):
+        (*_, steps, rows), _memory = (line.split() for line in printed.splitlines() if line.startswith(stage))
+        assert (int(steps), int(rows)) == (2 * sessions // 16, 2 * sessions // 16 * 16) and sessions > 150
+    assert '"Yes" is token' in printed
+
+
 PLANNED = {
     "stages.tune_hybrid={trains: [encoder, mapper, lora], starts_from: {encoder: fresh, lora: fresh}}": {
         "tune_hybrid": "encoder+lora+mapper"

@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from left_out import ITEMS, SESSIONS, encoder_of, prepared_run, write_rows
+from left_out import ITEMS, SESSIONS, TUNED, encoder_of, prepared_run, rerank_run, train, write_rows
 from remains import everything
-from torch import nn
 
 from rayrec import cli, storage
 from rayrec.batch import Batch
@@ -23,7 +22,7 @@ from rayrec.data.collate import Cut, collate
 from rayrec.data.rows import RowSource
 from rayrec.data.tokenise import load_tokenizer, open_encoder
 from rayrec.errors import InputError
-from rayrec.models.sasrecllm import SASRecLLM, build
+from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.ranking import candidate_table
 from rayrec.recommendation import actor, job
 from rayrec.recommendation.job import Order, lists_schema, recommend
@@ -35,8 +34,7 @@ from rayrec.sessions import Sessions
 from rayrec.settings import validate, with_values
 from rayrec.stages import SYSTEMS, EncoderKind, StageName, Stream, SystemName
 from rayrec.training.lists import Lister
-from rayrec.training.model import model_shape, scoring_model
-from rayrec.training.parts import save_part
+from rayrec.training.model import scoring_model
 
 CLICKS: dict[str, Any] = {
     "name": "c",
@@ -49,7 +47,6 @@ CLICKS: dict[str, Any] = {
 ASKED = [[3, 14, 1], [2, 2], [], [5, 9, 11, 4, 7], [6]]
 USERS = np.array([3, 0, c.UNKNOWN_USER, 9, 1], np.int32)
 RATED = {session[-3] for session in SESSIONS}  # by a training row
-TUNED = (StageName.PRETRAIN_ENCODER, StageName.TUNE_LORA, StageName.TUNE_HYBRID)
 
 
 def clicks(folder: Path, changes: dict[str, Any] | None = None) -> Run:
@@ -57,21 +54,6 @@ def clicks(folder: Path, changes: dict[str, Any] | None = None) -> Run:
     run = Run(validate(with_values(CLICKS, {"storage": str(folder), **(changes or {})}), "test"))
     write_rows(Path(run.data.folder))
     storage.write_text(run.path("data", "prompts", "prompts.json"), json.dumps({"files": {}}))
-    return run
-
-
-def train(run: Run, *stages: StageName) -> Run:
-    """The run with parts as if these stages had left them."""
-    for number, stage in enumerate(stages):
-        with_backbone = stage is not StageName.PRETRAIN_ENCODER
-        shape = model_shape(run.config, run.facts, with_backbone=with_backbone)
-        torch.manual_seed(number)
-        model = build(run.config, shape, parts=run.config.stages.parts(stage), with_backbone=with_backbone)
-        for part in run.config.stages.trained(stage):
-            weights = {name: weight.detach() for name, weight in model.parts()[part].items()}
-            for weight in weights.values():
-                nn.init.normal_(weight, std=0.5)
-            save_part(run.part_folder(stage, part), part, weights, {})
     return run
 
 
@@ -151,6 +133,22 @@ def test_a_language_model_orders_the_encoders_best(
         expected.append(ranked(scores, 3))
     check(*open_recommender(plan)(Sessions.of(ASKED), USERS, 3), expected)
     assert (Stream.TEXT_PROMPTS is stream) == (model.mapper is None)
+
+
+def test_a_run_of_next_items_puts_as_many_in_order_as_it_says(tiny: Path, tmp_path: Path) -> None:
+    run = train(rerank_run(tmp_path, tiny), *TUNED)
+    plan = make_plan(run, SystemName.SASRECLLM, 3, None)
+    assert (plan.candidates, plan.by_user, plan.chunk) == (5, False, 3)
+    assert make_plan(run, SystemName.SASRECLLM, 3, 9).candidates == 9
+    found, _ = open_recommender(make_plan(run, SystemName.SASREC, 5, None))(Sessions.of(ASKED), USERS, 5)
+    ids, scores = open_recommender(plan)(Sessions.of(ASKED), USERS, 3)
+    assert scores is not None and not ids[2].any()  # of an empty session
+    for session, row, probabilities, candidates in zip(ASKED, ids, scores, found, strict=True):
+        assert {*row} <= {*candidates} and not {*row[row > 0]} & {*session}
+        assert (np.diff(probabilities) <= 0).all()
+    for system in (SystemName.ICL, SystemName.TALLREC):
+        with pytest.raises(InputError, match=rf"--system {system}: the run has none; choose .* or sasrec or sasrecllm"):
+            make_plan(run, system, 3, None)
 
 
 @pytest.mark.parametrize("system", [SystemName.MOST_POPULAR, SystemName.SKNN, SystemName.V_SKNN])

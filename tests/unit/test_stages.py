@@ -128,9 +128,19 @@ def test_a_name_prints_as_itself() -> None:
     assert all(stream.uses_backbone for stream in (*Stream,) if stream is not Stream.INTERACTIONS)
 
 
+def test_prompts_for_yes_or_no_ask_the_same_of_either_task() -> None:
+    asked = {stream: [stream.asks(task) for task in Task] for stream in Stream}
+    assert asked == {
+        Stream.INTERACTIONS: [*Task],
+        Stream.TEXT_PROMPTS: [Task.CLICK] * 2,
+        Stream.HYBRID_PROMPTS: [Task.CLICK] * 2,
+        Stream.ANSWER_PROMPTS: [*Task],
+    }
+
+
 def test_answers_in_words_are_judged_by_their_own_probability() -> None:
     for stage, spec in STAGES.items():
         for task in spec.tasks:
-            own = (Metric.ANSWERS,) if stage is TUNE_ANSWERS else JUDGED_BY[task]
+            own = (Metric.ANSWERS,) if stage is TUNE_ANSWERS else JUDGED_BY[task if stage is PRETRAIN else Task.CLICK]
             assert spec.judges(task) == own and own[0].more_is_better
     assert [stream for stream in Stream if stream.answers] == [Stream.ANSWER_PROMPTS]
