@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from rayrec.config import Config
 from rayrec.errors import InputError
 from rayrec.settings import load
-from rayrec.stages import StageName, SystemName
+from rayrec.stages import StageName
+from rayrec.systems import SystemName
 
 if TYPE_CHECKING:
     from rayrec.benchmark.settings import Benchmark

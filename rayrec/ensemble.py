@@ -23,7 +23,8 @@ from rayrec.scoring import (
     validation_sample,
     write_scores,
 )
-from rayrec.stages import STAGES, SYSTEMS, StageName, SystemName
+from rayrec.stages import STAGES, StageName
+from rayrec.systems import SYSTEMS, SystemName
 
 
 def score_ensemble(run: Run, system: SystemName, members: Mapping[SystemName, Run]) -> None:

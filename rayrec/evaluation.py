@@ -20,7 +20,7 @@ from rayrec.models.checkpoints import local_backbone
 from rayrec.report import ReportData, write_report
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, read_predictions, test_sample
-from rayrec.stages import SystemName, titles
+from rayrec.systems import SystemName, titles
 from rayrec.training.log import recorded
 
 _EXAMPLES = 4

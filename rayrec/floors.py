@@ -25,7 +25,8 @@ from rayrec.models.baselines.features import FeatureFloor, Rows
 from rayrec.models.baselines.markov import MarkovChain
 from rayrec.models.baselines.past import NEWEST, IntArray
 from rayrec.models.baselines.rates import MARGIN
-from rayrec.stages import Stream, SystemName
+from rayrec.stages import Stream
+from rayrec.systems import SystemName
 
 _BLOCK_ROWS: Final = 65_536
 

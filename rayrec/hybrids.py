@@ -22,7 +22,8 @@ from rayrec.name_tables import ensemble_table
 from rayrec.rankers import lists_of, llmseqsim, similar_by
 from rayrec.run import Run
 from rayrec.sessions import Index, Sessions
-from rayrec.stages import VALID_K, Metric, SystemName
+from rayrec.stages import VALID_K, Metric
+from rayrec.systems import SystemName
 
 Lists = Callable[[str, Ids], Index]  # a split and its rows -> what the run's encoder ranks best, (S, K)
 

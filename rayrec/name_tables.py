@@ -21,7 +21,8 @@ from rayrec.models import reductions
 from rayrec.models.names import Pooling
 from rayrec.models.ranking import Decay, LLMSeqSim, Nearness
 from rayrec.models.reductions import Rows
-from rayrec.stages import SYSTEMS, Part, SystemName
+from rayrec.stages import Part
+from rayrec.systems import SYSTEMS, SystemName
 
 FOLDER: Final = "name_tables"
 _DIGITS: Final = 16  # of a fingerprint, in the name of a folder

@@ -33,7 +33,8 @@ from rayrec.scoring import (
     test_sample,
 )
 from rayrec.sessions import Index, Sessions
-from rayrec.stages import VALID_K, StageName, SystemName
+from rayrec.stages import VALID_K, StageName
+from rayrec.systems import SystemName
 from rayrec.training.log import recorded
 
 COVERAGE: Final = "coverage"

@@ -15,8 +15,8 @@ from rayrec.models.ranking import Decay, MostPopular, Ranker, SessionKNN, Simila
 from rayrec.name_tables import NameTable, nearness_table, seqsim
 from rayrec.run import Run
 from rayrec.sessions import Index
-from rayrec.stages import SystemName
 from rayrec.store import store_folder
+from rayrec.systems import SystemName
 
 _BLOCK_SESSIONS: Final = 65_536
 

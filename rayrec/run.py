@@ -7,8 +7,9 @@ from typing import Any
 from rayrec import storage
 from rayrec.binding import RUN, bind, is_bound
 from rayrec.config import Config, identity
-from rayrec.stages import SYSTEMS, Part, StageName, SystemName, titles
+from rayrec.stages import Part, StageName
 from rayrec.store import Prepared, stage_jobs, store_folder
+from rayrec.systems import SYSTEMS, SystemName, titles
 from rayrec.training.job import DataFacts, StageJob
 from rayrec.training.parts import CARD, WEIGHTS
 

@@ -12,7 +12,8 @@ from rayrec.data.catalogue import lists_table, training_counts
 from rayrec.data.plan import Ids
 from rayrec.data.rows import RowSource
 from rayrec.ranking import Reranker
-from rayrec.stages import SystemName, Task
+from rayrec.stages import Task
+from rayrec.systems import SystemName
 from rayrec.training.evaluate import score_rows
 from rayrec.training.hardware import the_device
 from rayrec.training.lists import Lister

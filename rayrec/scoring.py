@@ -30,7 +30,8 @@ from rayrec.run import Run
 from rayrec.scorer import BATCHES, SYSTEM, Scorer, ScoringTask
 from rayrec.seqprompt import answered_lists
 from rayrec.sessions import Index
-from rayrec.stages import SYSTEMS, Part, StageName, Stream, SystemName, SystemSpec, Task
+from rayrec.stages import Part, StageName, Stream, Task
+from rayrec.systems import SYSTEMS, SystemName, SystemSpec
 from rayrec.training.evaluate import Scores
 from rayrec.training.model import ScoringJob
 

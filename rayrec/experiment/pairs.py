@@ -18,8 +18,9 @@ from rayrec.name_tables import NameTable, tables_read
 from rayrec.preparation import answer_settings
 from rayrec.run import Run
 from rayrec.scoring import choice_path, predictions_path
-from rayrec.stages import STAGES, SYSTEMS, StageName, SystemName, Task
+from rayrec.stages import STAGES, StageName, Task
 from rayrec.store import Prepared, code_version, stage_jobs, store_folder
+from rayrec.systems import SYSTEMS, SystemName
 from rayrec.training.job import StageJob
 
 _DIGITS = 16  # of a fingerprint, in the name of a folder

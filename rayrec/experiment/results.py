@@ -23,7 +23,7 @@ from rayrec.metrics import (
     resampled_mean,
 )
 from rayrec.report.tables import LOWER_IS_BETTER
-from rayrec.stages import SystemName
+from rayrec.systems import SystemName
 
 COMPARED = ("auc", "uauc", "log_loss", "accuracy", "f1")
 _ABLATED = ("auc", "uauc")

@@ -15,7 +15,8 @@ from rayrec.config.section import Section
 from rayrec.config.training import StagesConfig
 from rayrec.errors import InputError
 from rayrec.settings import explain, override, read_tree, validate, with_values
-from rayrec.stages import STAGES, SYSTEMS, StageName, SystemName, Task
+from rayrec.stages import STAGES, StageName, Task
+from rayrec.systems import SYSTEMS, SystemName
 
 # One value for all systems, or the tables would compare what cannot be compared.
 _COMMON = (

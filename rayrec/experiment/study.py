@@ -40,8 +40,9 @@ from rayrec.report import (
 )
 from rayrec.run import Run
 from rayrec.scoring import describe_sample, test_sample
-from rayrec.stages import SYSTEMS, VALID_K, Stream, SystemName, Task
+from rayrec.stages import VALID_K, Stream, Task
 from rayrec.store import store_folder
+from rayrec.systems import SYSTEMS, SystemName
 from rayrec.training.cluster import capacity, check_fits, connected
 from rayrec.training.model import warn_of_slow_bf16
 from rayrec.training.trackers import check_trackers

@@ -19,7 +19,7 @@ from rayrec.recommendation.actor import SCORES, TITLES, ListActor
 from rayrec.recommendation.plan import make_plan, open_run
 from rayrec.recommendation.recommenders import Plan
 from rayrec.recommendation.requests import ITEMS, SESSION_ID, Requests, open_requests
-from rayrec.stages import SystemName
+from rayrec.systems import SystemName
 from rayrec.training.cluster import connected
 
 

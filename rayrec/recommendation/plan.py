@@ -12,7 +12,8 @@ from rayrec.recommendation.recommenders import Plan
 from rayrec.run import Run
 from rayrec.scoring import scoring_job
 from rayrec.settings import override, validate
-from rayrec.stages import SYSTEMS, History, Stream, SystemName
+from rayrec.stages import History, Stream
+from rayrec.systems import SYSTEMS, SystemName
 
 
 def open_run(folder: str, overrides: list[str]) -> Run:

@@ -22,7 +22,8 @@ from rayrec.rankers import fitted_ranker
 from rayrec.ranking import Reranker
 from rayrec.run import Run
 from rayrec.sessions import Index, Sessions
-from rayrec.stages import EncoderKind, SystemName, Task
+from rayrec.stages import EncoderKind, Task
+from rayrec.systems import SystemName
 from rayrec.training.hardware import the_device
 from rayrec.training.lists import Lister
 from rayrec.training.model import ScoringJob, scoring_model

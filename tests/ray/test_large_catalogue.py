@@ -20,7 +20,8 @@ from rayrec.models.encoder import SequenceEncoder
 from rayrec.models.sasrecllm import build
 from rayrec.run import Run
 from rayrec.settings import load
-from rayrec.stages import Part, StageName, SystemName
+from rayrec.stages import Part, StageName
+from rayrec.systems import SystemName
 from rayrec.training.model import model_shape
 from rayrec.training.parts import save_part
 
@@ -44,7 +45,7 @@ from pathlib import Path
 from rayrec.run import Run
 from rayrec.scoring import score_systems
 from rayrec.settings import load
-from rayrec.stages import SystemName
+from rayrec.systems import SystemName
 from rayrec.training.cluster import connected
 
 run = Run(load(Path(sys.argv[1])))

@@ -20,8 +20,9 @@ from rayrec.data.catalogue import training_counts
 from rayrec.data.rows import RowSource
 from rayrec.recommendation.plan import open_run
 from rayrec.scoring import judged_rows, scoring_job
-from rayrec.stages import SYSTEMS as TABLE
-from rayrec.stages import Part, StageName, Stream, SystemName
+from rayrec.stages import Part, StageName, Stream
+from rayrec.systems import SYSTEMS as TABLE
+from rayrec.systems import SystemName
 from rayrec.training.lists import Lister
 from rayrec.training.model import scoring_model
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from rayrec.run import Run
 from rayrec.settings import load
-from rayrec.stages import SYSTEMS, Part, StageName, SystemName
+from rayrec.stages import Part, StageName
+from rayrec.systems import SYSTEMS, SystemName
 from rayrec.training.model import stage_model
 
 pytestmark = pytest.mark.timeout(900)

@@ -18,7 +18,7 @@ from rayrec.errors import InputError
 from rayrec.recommendation.job import lists, lists_schema
 from rayrec.recommendation.plan import make_plan, open_run
 from rayrec.recommendation.requests import open_requests
-from rayrec.stages import SystemName
+from rayrec.systems import SystemName
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -22,7 +22,8 @@ from rayrec.floors import auc_and_uauc
 from rayrec.models.ensemble import PARTS, candidates, choose_weights, pool
 from rayrec.run import Run
 from rayrec.scoring import choice_path, predictions_path, read_predictions, validation_sample
-from rayrec.stages import SYSTEMS, StageName, SystemName
+from rayrec.stages import StageName
+from rayrec.systems import SYSTEMS, SystemName
 from rayrec.training.evaluate import ScoreValidator, open_validator
 from rayrec.training.job import StageJob
 

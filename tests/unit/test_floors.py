@@ -20,7 +20,8 @@ from rayrec.metrics.pointwise import auc, log_loss
 from rayrec.models.baselines.bias import BiasFloor
 from rayrec.models.baselines.features import FeatureFloor
 from rayrec.models.baselines.markov import MarkovChain
-from rayrec.stages import SYSTEMS, SystemName, Task
+from rayrec.stages import Task
+from rayrec.systems import SYSTEMS, SystemName
 
 USERS, ITEMS, ROWS = 25, 18, 700
 TITLES = [f"Film ({1960 + i})" for i in range(1, ITEMS + 1)]

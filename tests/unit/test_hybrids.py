@@ -19,7 +19,7 @@ from rayrec.name_tables import NameTable, ensemble_table, initial_table, nearnes
 from rayrec.rankers import lists_of, llmseqsim, similar_by
 from rayrec.run import Run
 from rayrec.sessions import Index, Sessions
-from rayrec.stages import SystemName
+from rayrec.systems import SystemName
 
 ENSEMBLE = SystemName.EMBEDDING_ENSEMBLE
 POPULARITY = SystemName.LLMSEQSIM_POPULARITY

@@ -17,7 +17,8 @@ from rayrec import scoring, storage
 from rayrec.data import columns as c
 from rayrec.data.catalogue import lists_table, training_counts
 from rayrec.run import Run
-from rayrec.stages import EncoderKind, SystemName
+from rayrec.stages import EncoderKind
+from rayrec.systems import SystemName
 
 TARGETS = [session[-1] for session in SESSIONS]
 KS = (3, 5)

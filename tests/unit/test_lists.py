@@ -23,7 +23,8 @@ from rayrec.models.sasrecllm import SASRecLLM, build
 from rayrec.rankers import RANKERS, ranked_lists
 from rayrec.run import Run
 from rayrec.settings import validate
-from rayrec.stages import ENCODERS, SYSTEMS, EncoderKind, Metric, Part, StageName, SystemName, Task
+from rayrec.stages import ENCODERS, EncoderKind, Metric, Part, StageName, Task
+from rayrec.systems import SYSTEMS, SystemName
 from rayrec.training import evaluate
 from rayrec.training.job import StageJob
 from rayrec.training.lists import Lister

@@ -18,7 +18,8 @@ from rayrec.run import Run
 from rayrec.search.config import load_search
 from rayrec.search.study import read_by_trials
 from rayrec.settings import load
-from rayrec.stages import ENCODERS, JUDGED_BY, STAGES, SYSTEMS, EncoderKind, Metric, StageName, SystemName, Task, titles
+from rayrec.stages import ENCODERS, JUDGED_BY, STAGES, EncoderKind, Metric, StageName, Task
+from rayrec.systems import SYSTEMS, SystemName, titles
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TASK = ["data.task=next_item", "data.dataset=synthetic", "stages.pretrain_encoder.loss=softmax"]

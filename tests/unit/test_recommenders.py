@@ -32,7 +32,8 @@ from rayrec.recommendation.requests import open_requests
 from rayrec.run import Run
 from rayrec.sessions import Sessions
 from rayrec.settings import validate, with_values
-from rayrec.stages import SYSTEMS, EncoderKind, StageName, Stream, SystemName
+from rayrec.stages import EncoderKind, StageName, Stream
+from rayrec.systems import SYSTEMS, SystemName
 from rayrec.training.lists import Lister
 from rayrec.training.model import scoring_model
 

@@ -12,7 +12,8 @@ from pages import assert_ids_are_unique, assert_needs_no_network, assert_same_fi
 from rayrec.config import Config
 from rayrec.metrics import METRICS, SLICES, evaluate_slices
 from rayrec.report import ReportData, tables, write_report
-from rayrec.stages import EncoderKind, titles
+from rayrec.stages import EncoderKind
+from rayrec.systems import titles
 
 HOSTILE = "</blockquote><script>alert('x')</script> \"$\\frac{1}$\" & <img src=https://example.com/x.png>"
 

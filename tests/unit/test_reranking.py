@@ -25,7 +25,8 @@ from rayrec.recommendation.recommenders import open_recommender
 from rayrec.run import Run
 from rayrec.scorer import BATCHES, SYSTEM
 from rayrec.sessions import Sessions
-from rayrec.stages import SYSTEMS, EncoderKind, Part, StageName, Stream, SystemName
+from rayrec.stages import EncoderKind, Part, StageName, Stream
+from rayrec.systems import SYSTEMS, SystemName
 from rayrec.training.lists import Lister
 from rayrec.training.model import scoring_model
 

@@ -11,7 +11,8 @@ from rayrec.config import Config
 from rayrec.errors import InputError
 from rayrec.pipeline import _check_parents
 from rayrec.run import Run
-from rayrec.stages import SYSTEMS, StageName, SystemName
+from rayrec.stages import StageName
+from rayrec.systems import SYSTEMS, SystemName
 
 
 def run(folder: Path, **changes: Any) -> Run:

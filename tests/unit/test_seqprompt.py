@@ -19,7 +19,8 @@ from rayrec.errors import InputError
 from rayrec.generation import GenerationJob
 from rayrec.models.reductions import Rows, unit_length
 from rayrec.run import Run
-from rayrec.stages import Form, Part, StageName, SystemName
+from rayrec.stages import Form, Part, StageName
+from rayrec.systems import SystemName
 from rayrec.training.parts import save_part
 
 PROMPT = SystemName.LLMSEQPROMPT

@@ -8,7 +8,6 @@ from rayrec.stages import (
     JUDGED_BY,
     LOSSES,
     STAGES,
-    SYSTEMS,
     EncoderKind,
     Loss,
     Metric,
@@ -16,11 +15,10 @@ from rayrec.stages import (
     StageName,
     StageSpec,
     Stream,
-    SystemName,
     Task,
     inherited,
-    titles,
 )
+from rayrec.systems import SYSTEMS, SystemName, titles
 
 ENCODER, MAPPER, LORA = Part.ENCODER, Part.MAPPER, Part.LORA
 PRETRAIN, TUNE_LORA, TUNE_HYBRID = StageName.PRETRAIN_ENCODER, StageName.TUNE_LORA, StageName.TUNE_HYBRID
