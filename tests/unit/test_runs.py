@@ -125,11 +125,11 @@ def test_a_system_is_scored_with_the_parts_it_was_trained_with(
         storage.write_text(of.path("parts", part, "part.json"), json.dumps({"sha256": part}))
     for folder in (start for start in elsewhere.values() if start.startswith(other)):
         storage.write_text(f"{folder}/part.json", json.dumps({"sha256": folder}))
-    task = scoring._task(of, SYSTEMS[SystemName.SASRECLLM], "test")
-    places = {part.value: folder.replace(other, "OTHER") for part, folder in task.job.parts.items()}
+    job = scoring.scoring_job(of, SYSTEMS[SystemName.SASRECLLM])
+    places = {part.value: folder.replace(other, "OTHER") for part, folder in job.parts.items()}
     found = {part: place.removeprefix(of.path("parts") + "/") for part, place in places.items()}
     assert found == expected
-    assert (task.job.facts.items, task.job.facts.max_len) == (3, 2)
+    assert (job.facts.items, job.facts.max_len) == (3, 2)
 
 
 JOINT = {"trains": ["encoder", "mapper", "lora"], "starts_from": {"encoder": "fresh", "lora": "fresh"}}
