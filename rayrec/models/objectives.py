@@ -40,8 +40,8 @@ def next_item(model: SASRecLLM, batch: Batch) -> Tensor:
     # A shift by 1 .. items - 1 never lands on the positive itself.
     shift_BL = torch.randint(1, max(2, encoder.items), next_BL.shape, device=next_BL.device)
     other_BL = (next_BL - 1 + shift_BL) % encoder.items + 1
-    positive = (states_BLD * encoder.item_vectors(next_BL)).sum(-1)
-    negative = (states_BLD * encoder.item_vectors(other_BL)).sum(-1)
+    # One look-up for both: each has a gradient as large as the item table.
+    positive, negative = (states_BLD * encoder.item_vectors(torch.stack([next_BL, other_BL]))).sum(-1)
     loss_BL = F.softplus(-positive) + F.softplus(negative)
     return (loss_BL * mask_BL).sum() / mask_BL.sum().clamp_min(1.0)
 

@@ -3,7 +3,6 @@
 Shapes: B sequences, L positions, D width, H heads.
 """
 
-import math
 from typing import ClassVar
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayrec.config.model import EncoderConfig
-from rayrec.models.dropout import Dropout
+from rayrec.models.dropout import Dropout, is_kept, kept_scale
+from rayrec.models.dropped_attention import attend_with_dropout
 from rayrec.models.encoder import SequenceEncoder
 
 
@@ -29,37 +29,36 @@ class Block(nn.Module):
         self.feed_out = nn.Linear(width, width)
         self.dropout = Dropout(dropout)
 
-    def forward(self, states_BLD: Tensor, mask_B1LL: Tensor, *, newest_only: bool = False) -> Tensor:
+    def forward(self, states_BLD: Tensor, bias_BLL: Tensor, *, newest_only: bool = False) -> Tensor:
         """Shape (B, L, D) -> (B, L, D), or (B, 1, D) for the last position alone, which costs a fraction.
 
-        ``mask`` is True where attention is allowed.
+        ``bias`` is added to the scores: 0 where attention is allowed, else -inf.
         """
         normed_BLD = self.attention_norm(states_BLD)
         if newest_only:
-            states_BLD, mask_B1LL = states_BLD[:, -1:], mask_B1LL[:, :, -1:]
-        width, asked = states_BLD.shape[2], states_BLD.shape[1]
-        query = self._heads(F.linear(normed_BLD[:, -asked:], self.qkv.weight[:width], self.qkv.bias[:width]))
-        both = F.linear(normed_BLD, self.qkv.weight[width:], self.qkv.bias[width:])
-        key, value = (self._heads(part) for part in both.chunk(2, dim=-1))
-        mixed = self._attend(query, key, value, mask_B1LL)
-        states_BLD = states_BLD + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
-        inner = self.dropout(F.relu(self.feed_in(self.feed_norm(states_BLD))))
-        fed_BLD: Tensor = states_BLD + self.dropout(self.feed_out(inner))
-        return fed_BLD
+            states_BLD, bias_BLL = states_BLD[:, -1:], bias_BLL[:, -1:]
+            width, weight, bias = normed_BLD.shape[2], self.qkv.weight, self.qkv.bias
+            query_B1D = F.linear(normed_BLD[:, -1:], weight[:width], bias[:width])
+            mixed_BLD = self._attend((query_B1D, F.linear(normed_BLD, weight[width:], bias[width:])), bias_BLL)
+        else:
+            mixed_BLD = self._attend((self.qkv(normed_BLD),), bias_BLL)
+        states_BLD = self.dropout.onto(states_BLD, self.out(mixed_BLD))
+        inner_BLD = self.dropout(F.relu(self.feed_in(self.feed_norm(states_BLD))))
+        return self.dropout.onto(states_BLD, self.feed_out(inner_BLD))
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask_B1LL: Tensor) -> Tensor:
-        """Shapes (B, H, Q, D/H), (B, H, L, D/H) twice -> (B, H, Q, D/H)."""
-        if not (self.training and self.dropout.p):
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B1LL)
-        score_BHQL = query @ key.transpose(2, 3) / math.sqrt(query.shape[3])
-        share_BHQL = score_BHQL.masked_fill(~mask_B1LL, -torch.inf).softmax(-1)
-        mixed: Tensor = self.dropout(share_BHQL) @ value
-        return mixed
-
-    def _heads(self, vectors_BLD: Tensor) -> Tensor:
-        """Shape (B, L, D) -> (B, H, L, D/H)."""
-        batch, length, width = vectors_BLD.shape
-        return vectors_BLD.reshape(batch, length, self.heads, width // self.heads).transpose(1, 2)
+    def _attend(self, projected: tuple[Tensor, ...], bias_BQL: Tensor) -> Tensor:
+        """Queries, keys and values, behind each other in the last dimension of one tensor or two -> (B, Q, D)."""
+        dropout = self.dropout
+        if dropout.draws(bias_BQL):
+            shape = torch.Size((len(bias_BQL), self.heads, *bias_BQL.shape[1:]))
+            is_kept_BHQL = is_kept(shape, dropout.p, bias_BQL.dtype)
+            return attend_with_dropout(projected, bias_BQL, is_kept_BHQL, kept_scale(dropout.p))
+        each = self.out.in_features // self.heads
+        by_head = [vectors.view(*vectors.shape[:2], -1, each).transpose(1, 2) for vectors in projected]
+        query, key, value = (part for vectors in by_head for part in torch.split(vectors, self.heads, 1))
+        rate = dropout.p if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, bias_BQL.unsqueeze(1), dropout_p=rate)
+        return mixed.transpose(1, 2).flatten(2)
 
 
 class Transformer(SequenceEncoder):
@@ -87,10 +86,13 @@ class Transformer(SequenceEncoder):
         length, places = history_BL.shape[1], self.position.num_embeddings
         positions = torch.arange(places - length, places, device=history_BL.device)
         known_BL = history_BL > 0
-        states = self.dropout(self.read(history_BL, label_BL) + self.position(positions)) * known_BL.unsqueeze(-1)
-        mask_B1LL = self._visible(known_BL).unsqueeze(1)
+        read_BLD = self.read(history_BL, label_BL)  # zero where padded
+        known_BL1 = known_BL.unsqueeze(-1).to(read_BLD.dtype)
+        states = self.dropout(torch.addcmul(read_BLD, self.position(positions), known_BL1))
+        visible_BLL = self._visible(known_BL)
+        bias_BLL = torch.zeros_like(visible_BLL, dtype=states.dtype).masked_fill_(~visible_BLL, -torch.inf)
         for number, block in enumerate(self.blocks, 1):
-            states = block(states, mask_B1LL, newest_only=newest_only and number == len(self.blocks))
+            states = block(states, bias_BLL, newest_only=newest_only and number == len(self.blocks))
         hidden_BLD: Tensor = self.norm(states)
         return hidden_BLD
 

@@ -1,5 +1,6 @@
 """Our dropout against what dropout is."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -28,6 +29,31 @@ def test_it_follows_from_torchs_seed() -> None:
     first, second = layer(ROWS), layer(ROWS)
     torch.manual_seed(3)
     assert torch.equal(layer(ROWS), first) and torch.equal(layer(ROWS), second) and not torch.equal(first, second)
+
+
+def test_the_draw_is_16_bits_of_a_seeded_generator() -> None:
+    """By hand, number for number: a draw of another order would be another result for the same seed."""
+    torch.manual_seed(3)
+    generator = np.random.SFC64(int(torch.randint(2**63 - 1, ())))
+    words = [int(generator.random_raw()) for _ in range(6)]
+    quarters = [word >> shift & 0xFFFF for word in words for shift in (0, 16, 32, 48)][:21]
+    expected = [0.0 if quarter < round(0.3 * 2**16) else 2**16 / (2**16 - round(0.3 * 2**16)) for quarter in quarters]
+    torch.manual_seed(3)
+    assert torch.equal(Dropout(0.3)(torch.ones(3, 7)), torch.tensor(expected).view(3, 7))
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_sum_with_what_is_kept(learns: bool) -> None:
+    layer, found = Dropout(0.4).train(learns), []
+    for add in (lambda states, values: states + layer(values), layer.onto):
+        torch.manual_seed(3)
+        inputs = torch.randn(2, 9, 5, requires_grad=True)
+        torch.manual_seed(3)
+        sums = add(*inputs)
+        (grad,) = torch.autograd.grad(sums.square().sum(), inputs)
+        found.append((sums, grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_gradient_goes_where_the_values_went() -> None:

@@ -155,6 +155,49 @@ def test_dropout_is_on_in_training_only() -> None:
     assert not torch.equal(model.encode(history), model.encode(history))
 
 
+def slow_training(model: SASRec, history_BL: Tensor) -> Tensor:
+    """States of training, every score masked and dropped by layers of their own; draws in the order of the layers."""
+    length, known_BL1 = history_BL.shape[1], (history_BL > 0).unsqueeze(2)
+    states = model.dropout(model.item(history_BL) + model.position.weight[MAX_LEN - length :]) * known_BL1
+    seen_LL, itself_LL = torch.ones(length, length).tril().bool(), torch.eye(length).bool()
+    hidden_B1LL = ~(seen_LL & known_BL1.transpose(1, 2) | itself_LL).unsqueeze(1)
+    for block in model.blocks:
+        by_head = block.qkv(block.attention_norm(states)).view(len(states), length, 3, 4, 4).permute(2, 0, 3, 1, 4)
+        score_BHLL = (by_head[0] @ by_head[1].transpose(2, 3) / 2).masked_fill(hidden_B1LL, -torch.inf)
+        mixed = (block.dropout(score_BHLL.softmax(-1)) @ by_head[2]).transpose(1, 2).flatten(2)
+        states = states + block.dropout(block.out(mixed))
+        inner = block.dropout(block.feed_in(block.feed_norm(states)).relu())
+        states = states + block.dropout(block.feed_out(inner))
+    return model.norm(states)
+
+
+def slow_pairs(model: SASRec, rows: Batch) -> Tensor:
+    """The loss of ``next_item`` in training, of one look-up after the other."""
+    next_BL = torch.cat([rows.history_BL[:, 1:], (rows.item_B * rows.label_B.long())[:, None]], 1)
+    next_BL = next_BL * (rows.history_BL > 0)
+    states = slow_training(model, rows.history_BL)
+    other_BL = (next_BL - 1 + torch.randint(1, ITEMS, next_BL.shape)) % ITEMS + 1
+    positive, negative = ((states * model.item(ids)).sum(-1) for ids in (next_BL, other_BL))
+    loss_BL = nn.functional.softplus(-positive) + nn.functional.softplus(negative)
+    return loss_BL[next_BL > 0].mean()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_training_equals_layer_after_layer(rate: float) -> None:
+    model = encoder(dropout=rate).train()
+    rows = batch(ROWS, [4, 30, 1, 1, 9], [1.0, 0.0, 1.0, 0.0, 1.0])
+    found = []
+    for loss in (lambda: slow_pairs(model, rows), lambda: next_item(SASRecLLM(model, None, None), rows)):
+        torch.manual_seed(5)
+        model.zero_grad()
+        value = loss()
+        value.backward()
+        found.append({"loss": value.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()})
+    slow, fast = found
+    for name, value in slow.items():
+        torch.testing.assert_close(fast[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
 # Objectives
 
 
