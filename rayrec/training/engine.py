@@ -109,7 +109,9 @@ class Engine:
         self._clipping = engine.gradient_clipping
         # ZeRO holds the fp32 truth of low-precision weights in places of its own; keep ours to seed it exactly.
         exact = {name: p.detach().float().clone() for name, p in self.parameters.items()}
-        optimizer = torch.optim.AdamW(parameter_groups(objective, self.parameters, stage), lr=0.0, foreach=False)
+        groups = parameter_groups(objective, self.parameters, stage)
+        fused = not torch.cuda.is_available()  # one pass over a tensor; on a GPU it would want the counts of steps there too
+        optimizer = torch.optim.AdamW(groups, lr=0.0, foreach=False, fused=fused)
         config = deepspeed_config(
             engine,
             precision,
