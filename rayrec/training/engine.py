@@ -110,7 +110,7 @@ class Engine:
         # ZeRO holds the fp32 truth of low-precision weights in places of its own; keep ours to seed it exactly.
         exact = {name: p.detach().float().clone() for name, p in self.parameters.items()}
         groups = parameter_groups(objective, self.parameters, stage)
-        fused = not torch.cuda.is_available()  # one pass over a tensor; on a GPU it would want the counts of steps there too
+        fused = not torch.cuda.is_available()  # one pass over a tensor; a GPU would want its counts of steps there too
         optimizer = torch.optim.AdamW(groups, lr=0.0, foreach=False, fused=fused)
         config = deepspeed_config(
             engine,
