@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -210,10 +211,10 @@ def test_their_files_lie_beside_the_others(tmp_path: Path, monkeypatch: pytest.M
     run = with_names(prepared_run(tmp_path))
     asked: list[tuple[tuple[SystemName, ...], str]] = []
 
-    def judged(_: Run, systems: Any, split: str, ids: Ids) -> Any:
-        if systems:
-            asked.append((tuple(systems), split))
-        for system in systems:
+    def judged(_: Run, rows: Mapping[SystemName, Ids], split: str) -> Any:
+        if rows:
+            asked.append((tuple(rows), split))
+        for system, ids in rows.items():
             yield system, lists_table(invented(split, ids), np.ones((len(ids), K), np.float32))
 
     monkeypatch.setattr(scoring, "_judged", judged)
