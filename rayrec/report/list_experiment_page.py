@@ -64,7 +64,8 @@ def _main_table(results: Results, part: str) -> Table:
 
 
 def _difference_table(results: Results) -> Table:
-    names = [name for name in results["metrics"] if results["best"]["all"][name] is not None]
+    minus = [system["slices"]["all"]["minus_reference"] for system in results["systems"].values()]
+    names = [name for name in results["metrics"] if any(name in own for own in minus)]
     sessions = "the sessions that both were asked for" if COMMON in results["best"] else "sessions"
     how = (
         f"mean over seeds, 95% interval and two-sided p of a paired bootstrap over {sessions}"

@@ -278,6 +278,18 @@ def test_the_page_shows_both(tmp_path: Path) -> None:
     assert set(tables["common"]["sessions"].dropna()) == {3} and tables["answers"]["mapped"].tolist() == [3 / 18]
 
 
+def test_a_title_that_alone_is_asked_for_fewer_is_compared_too(tmp_path: Path) -> None:
+    """With the reference only, none of the two is the best of all sessions; their difference is known all the same."""
+    systems = "\n  Popular: {system: most_popular}\n" + PROMPTED[len(SYSTEMS) :]
+    few = {title: one for title, one in with_answers().items() if title in {"Popular", "Prompt"}}
+    results = summarise_lists(experiment(tmp_path, systems=systems), few, COUNTS, "ten")
+    data = ListExperimentReportData(title="t", results=results, config_yaml="a: 1", versions={"x": "1"}, notes=["n"])
+    write_list_experiment_report(data, tmp_path / "one")
+    row = pd.read_csv(tmp_path / "one" / "tables" / "differences.csv").set_index("title").loc["Prompt"]
+    minus = results["systems"]["Prompt"]["slices"]["all"]["minus_reference"]
+    assert row["hr@3_value"] == pytest.approx(minus["hr@3"]["value"]) and "coverage@3_value" not in row
+
+
 def test_a_title_needs_the_stage_that_trains_it(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         experiment(tmp_path, systems=SYSTEMS + "  Prompt: {system: llmseqprompt}\n")
