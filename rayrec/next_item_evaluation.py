@@ -79,7 +79,8 @@ def session_slices(run: Run) -> Slices:
 
 def is_judged(run: Run, system: SystemName) -> NDArray[np.bool_]:
     """Which test sessions a system was asked for, shape (sessions,)."""
-    return np.isin(test_sample(run), judged_rows(run, system))
+    ids = test_sample(run)
+    return np.isin(ids, judged_rows(run, system, ids))
 
 
 def _metrics(run: Run, system: SystemName, counts: Index, slices: Slices) -> dict[str, Any]:

@@ -45,14 +45,19 @@ def test_sample(run: Run) -> Ids:
     return sample_rows(_rows(run, "test").user_ids, settings.users, settings.rows_per_user, _SAMPLE_SEED)
 
 
-def judged_rows(run: Run, system: SystemName) -> Ids:
-    """Those of them that ``system`` scores: all, or a fixed, seeded sample where a language model is asked."""
-    ids, ranking, sessions = test_sample(run), run.config.ranking, None
+def judged_rows(run: Run, system: SystemName, ids: Ids) -> Ids:
+    """Those of the test sample ``ids`` that ``system`` scores: all, or, where a language model is asked, some of them.
+
+    Which ones is fixed and seeded.
+    """
+    ranking, sessions = run.config.ranking, None
     if _answers(system):
         sessions = ranking.llmseqprompt.sessions
     elif _reranks(run, system):
         assert ranking.sasrecllm is not None
         sessions = ranking.sasrecllm.sessions
+    if sessions is None:
+        return ids
     return ids[sample_rows(_rows(run, "test").user_ids[ids], sessions, None, _SAMPLE_SEED)]
 
 
@@ -69,7 +74,8 @@ def describe_sample(run: Run) -> str:
 
 def describe_judged(run: Run) -> str:
     """The same, and which of the run's own systems score fewer of them."""
-    judged = {title: len(judged_rows(run, system)) for system, title in run.titles.items()}
+    ids = test_sample(run)
+    judged = {title: len(judged_rows(run, system, ids)) for system, title in run.titles.items()}
     return f"{describe_sample(run)}{but_for(judged)}"
 
 
@@ -119,7 +125,7 @@ def score_systems(run: Run, systems: Iterable[SystemName]) -> None:
             write_scores(run, "test", predictions_path(run, system), ids, floor_scores(system, run.data.folder, ids))
     answering = [system for system in open_systems if _answers(system)]
     neural = [system for system in open_systems if system not in (*alone, *hybrids, *answering)]
-    own = {system: judged_rows(run, system) for system in (*neural, *answering)}
+    own = {system: judged_rows(run, system, ids) for system in (*neural, *answering)}
     for system, found in _judged(run, {system: own[system] for system in neural}, "test"):
         if run.config.data.task is Task.NEXT_ITEM:
             write_lists(run, predictions_path(run, system), own[system], found)

@@ -1,8 +1,9 @@
-"""Rows with two answers: every prepared next item, then an item that its session lacks; no ray.
+"""Rows with two answers: every prepared next item, then an item that its session lacks so far; no ray.
 
 Next items all have label 1, which teaches a Yes or No nothing. The other item comes by its events in training, so that
-it is as popular as a target: a model must tell the sessions apart, not the items. Both have the same history, whose
-prompt then begins alike.
+it is as popular as a target: a model must tell the sessions apart, not the items. What follows in the session is not
+known yet, and so may be drawn: to leave it out would tell of what tests. Both rows have the same history, whose prompt
+then begins alike.
 """
 
 from collections.abc import Iterator
@@ -13,12 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rayrec import storage
 from rayrec.data import columns as c
 from rayrec.data.beside import Beside
 from rayrec.data.catalogue import open_sessions, training_counts
 from rayrec.data.files import write_parquet
-from rayrec.data.store import open_table
 from rayrec.errors import InputError
 from rayrec.sessions import Index, Sessions
 
@@ -48,13 +47,10 @@ def write_asked(folder: str, warm_over: int, scratch: Path) -> None:
 
 def _blocks(folder: str, split: str, counts: Index, warm_over: int) -> Iterator[pa.Table]:
     rows = open_sessions(folder, split)
-    liked = open_table(storage.join(folder, "users.parquet"))[c.LIKED]
     for start in range(0, len(rows), _BLOCK_ROWS):
         ids = np.arange(start, min(start + _BLOCK_ROWS, len(rows)))
         block = rows.frame(ids)
-        held = pa.concat_arrays(liked.take(block[c.USER_ID]).chunks)
-        sessions = Sessions(held.flatten().to_numpy(), held.offsets.to_numpy() - held.offsets[0].as_py())
-        drawn = lacking_items(sessions, counts, _shares(split, start, len(ids)))
+        drawn = lacking_items(rows.sessions(ids, with_target=True), counts, _shares(split, start, len(ids)))
         if not drawn.all():
             where = f"{folder}/{split}.parquet, row {start + int(np.argmin(drawn)) + 1}"
             raise InputError(f"{where}: its session holds all that training knows; nothing is left to ask about")
@@ -68,7 +64,7 @@ def lacking_items(held: Sessions, counts: Index, shares_S: Shares) -> Index:
     of them its item is found. No draw is refused, however much a session holds.
 
     Args:
-        held: all items of each session.
+        held: the items that each session holds.
         counts: events of each item in training, by id; shape (items + 1,).
         shares_S: one for each session.
     """

@@ -16,10 +16,10 @@ import torch
 from conftest import CANDIDATES, NEXT_ITEMS, RERANKED, Pipeline
 from pages import assert_needs_no_network
 
+from rayrec import scoring
 from rayrec.data.catalogue import training_counts
 from rayrec.data.rows import RowSource
 from rayrec.recommendation.plan import open_run
-from rayrec.scoring import judged_rows, scoring_job
 from rayrec.stages import Part, StageName, Stream
 from rayrec.systems import SYSTEMS as TABLE
 from rayrec.systems import SystemName
@@ -99,11 +99,11 @@ def test_lists_are_of_the_whole_catalogue_without_what_the_session_holds(folder:
 def test_a_language_model_puts_the_encoders_best_in_order(folder: Path) -> None:
     """The encoder that was trained on next items finds them, and not the one that learned on below the prompts."""
     run = open_run(str(folder), [])
-    job = scoring_job(run, TABLE[SystemName.SASREC])
+    job = scoring.scoring_job(run, TABLE[SystemName.SASREC])
     assert job.parts[Part.ENCODER] == run.part_folder(StageName.PRETRAIN_ENCODER, Part.ENCODER)
     lister = Lister(scoring_model(job), training_counts(run.data.folder), run.config, torch.device("cpu"))
     rows = RowSource(run.data.folder, "test", Stream.INTERACTIONS, run.facts.max_len).open()
-    ids = judged_rows(run, SystemName.SASRECLLM)
+    ids = scoring.judged_rows(run, SystemName.SASRECLLM, scoring.test_sample(run))
     candidates, _ = lister.rank(rows, ids, CANDIDATES)
     frame = pd.read_parquet(folder / "predictions" / "sasrecllm.parquet")
     assert frame["user_id"].tolist() == rows.user_ids[ids].tolist() and len(frame) == RERANKED

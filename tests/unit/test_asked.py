@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from left_out import ITEMS, SEEN_FROM_END, SESSIONS, prepared_run, rerank_run
@@ -57,13 +56,18 @@ def test_what_a_session_lacks_is_drawn_as_from_a_list_of_its_events() -> None:
 
 
 def test_every_row_is_followed_by_one_that_is_no_answer(tmp_path: Path) -> None:
+    """Of what its session lacks so far: what follows there is unknown, and may be drawn."""
     run = prepared_run(tmp_path)
-    found = made(run, tmp_path / "scratch")
+    found, counts = made(run, tmp_path / "scratch"), np.array([TRAINED[item] for item in range(ITEMS + 1)])
     for split, rows in found.items():
+        shares = asked._shares(split, 0, len(SESSIONS))
+        so_far = [session[: len(session) - SEEN_FROM_END[split] + 1] for session in SESSIONS]
+        expected = [slow_item(held, counts, share) for held, share in zip(so_far, shares, strict=True)]
+        assert [other[c.ITEM_ID] for other in rows[1::2]] == expected
         prepared = pq.read_table(f"{run.data.folder}/{split}.parquet").to_pylist()
         assert rows[::2] == prepared and len(rows) == 2 * len(prepared)
-        for session, own, other in zip(SESSIONS, prepared, rows[1::2], strict=True):
-            assert other[c.ITEM_ID] not in session and TRAINED[other[c.ITEM_ID]] > 0
+        for held, own, other in zip(so_far, prepared, rows[1::2], strict=True):
+            assert other[c.ITEM_ID] not in held and TRAINED[other[c.ITEM_ID]] > 0
             assert (other[c.LABEL], other[c.RATING], other[c.IS_STRICT_COLD]) == (0, None, False)
             assert other[c.IS_WARM] == (TRAINED[other[c.ITEM_ID]] > 3)
             assert all(own[name] == other[name] for name in (c.USER_ID, c.SEEN, c.TIMESTAMP))
@@ -93,12 +97,9 @@ def test_an_item_is_drawn_as_often_as_it_has_events() -> None:
         assert (np.abs(share - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / rows)).all()
 
 
-def test_who_holds_all_that_training_knows_is_named(tmp_path: Path) -> None:
+def test_who_holds_all_that_training_knows_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = prepared_run(tmp_path)
-    users = f"{run.data.folder}/users.parquet"
-    table = pq.read_table(users)
-    lists = [session if user != 4 else [*range(1, ITEMS + 1)] for user, session in enumerate(SESSIONS)]
-    pq.write_table(table.set_column(2, table.schema.field(2), pa.array(lists, pa.list_(pa.int32()))), users)
+    monkeypatch.setattr(asked, "training_counts", lambda _: np.bincount([6, 6, 4], minlength=ITEMS + 1))
     with pytest.raises(InputError, match=r"train\.parquet, row 5: its session holds all that training knows; nothing"):
         made(run, tmp_path / "scratch")
 

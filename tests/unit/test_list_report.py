@@ -147,7 +147,7 @@ def partial(tmp_path: Path) -> Run:
     made.bind()
     draw = np.random.default_rng(5)
     for system in made.systems:
-        ids = scoring.judged_rows(made, system)
+        ids = scoring.judged_rows(made, system, scoring.test_sample(made))
         lists = lists_table(np.array([draw.permutation(ITEMS)[:5] + 1 for _ in ids]))
         if system is SystemName.LLMSEQPROMPT:
             assert len(ids) == 4
@@ -160,7 +160,7 @@ def partial(tmp_path: Path) -> Run:
 
 def test_every_system_is_judged_on_the_sessions_that_all_were_asked_for(partial: Run) -> None:
     metrics = judged.write_list_metrics(partial)
-    ids = scoring.judged_rows(partial, SystemName.LLMSEQPROMPT)
+    ids = scoring.judged_rows(partial, SystemName.LLMSEQPROMPT, scoring.test_sample(partial))
     assert np.flatnonzero(judged.session_slices(partial)["common"]).tolist() == ids.tolist()
     for system in partial.systems:
         lists = dict(enumerate(scoring.read_predictions(partial, system)["ranked"]))

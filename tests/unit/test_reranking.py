@@ -105,7 +105,7 @@ def test_some_sessions_are_asked_the_same_whoever_else_is(tiny: Path, tmp_path: 
         encoder, ours = lists_of(run, SASREC, SASRECLLM)
         rows[sessions] = {user: row.tolist() for user, row in ours[c.RANKED].items()}
         assert [*encoder.index] == [*range(len(SESSIONS))]
-        assert scoring.judged_rows(run, SASRECLLM).tolist() == [*rows[sessions]]
+        assert scoring.judged_rows(run, SASRECLLM, scoring.test_sample(run)).tolist() == [*rows[sessions]]
         exception = f" but SASRecLLM ({sessions} of them)" if sessions else ""
         assert scoring.describe_judged(run) == f"all 10 of 10 test sessions; the same for every system{exception}"
     assert [*map(len, rows.values())] == [3, 6, 10]

@@ -116,8 +116,8 @@ def test_some_sessions_are_asked(speaker: Speaker, tiny: Path, tmp_path: Path) -
     for sessions in (3, 6, None):
         run = trained(asked_run(tmp_path / str(sessions), tiny, Form.GENLIST, k=4, sessions=sessions))
         rows[sessions] = score(run)
-        assert scoring.judged_rows(run, SystemName.SASREC).tolist() == [*range(10)]
-        assert scoring.judged_rows(run, PROMPT).tolist() == [*rows[sessions]]
+        assert scoring.judged_rows(run, SystemName.SASREC, np.arange(10)).tolist() == [*range(10)]
+        assert scoring.judged_rows(run, PROMPT, scoring.test_sample(run)).tolist() == [*rows[sessions]]
         exception = f" but LLMSeqPrompt ({sessions} of them)" if sessions else ""
         everyone = "all 10 of 10 test sessions; the same for every system"
         assert scoring.describe_judged(run) == f"{everyone}{exception}"
