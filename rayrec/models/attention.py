@@ -95,9 +95,13 @@ def products(query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask_B1TL
     if mask_B1TL is None:
         causal_TL = torch.ones(queries, keys, dtype=torch.bool, device=query_BHTD.device).tril(keys - queries)
         mask_B1TL = causal_TL[None, None]
-    query = query_BHTD.reshape(rows * groups, each * queries, width)
-    score = torch.bmm(query, key_BKLD.reshape(rows * groups, keys, width).transpose(1, 2))
-    score = score.view(rows, groups, each, queries, keys).masked_fill_(~mask_B1TL[:, :, None], -torch.inf)
-    share = score.softmax(-1).view(rows * groups, each * queries, keys)
+    # Added by the product itself: filling in takes a pass over the scores of all heads, and another one backwards.
+    unseen_B1TL = torch.zeros_like(mask_B1TL, dtype=query_BHTD.dtype).masked_fill_(~mask_B1TL, -torch.inf)
+    score = torch.baddbmm(
+        unseen_B1TL[:, None].expand(rows, groups, each, queries, keys).reshape(rows * groups, each * queries, keys),
+        query_BHTD.reshape(rows * groups, each * queries, width),
+        key_BKLD.reshape(rows * groups, keys, width).transpose(1, 2),
+    )
+    share = score.softmax(-1)
     mixed: Tensor = torch.bmm(share, value_BKLD.reshape(rows * groups, keys, width))
     return mixed.view(rows, heads, queries, width)

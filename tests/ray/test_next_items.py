@@ -114,7 +114,8 @@ def test_a_language_model_puts_the_encoders_best_in_order(folder: Path) -> None:
     asked = pd.read_parquet(folder / "data" / "asked" / "train.parquet")
     users = pd.read_parquet(folder / "data" / "users.parquet").set_index("user_id")["liked"]
     assert asked["label"].tolist() == [1, 0] * (len(asked) // 2)
-    assert not any(item in users[user] for user, item in asked[["user_id", "item_id"]].to_numpy()[1::2])
+    drawn = asked[["user_id", "item_id", "seen"]].to_numpy()[1::2]
+    assert not any(item in users[user][: seen + 1] for user, item, seen in drawn)
 
 
 def test_a_hybrid_asks_the_encoder_behind_popular_items(folder: Path) -> None:
