@@ -1,8 +1,6 @@
 """Attention that transformers calls in place of its own: torch's kernel, plain products, or behind shared prefixes.
 
-Plain products are for training on a CPU, where the backward pass of the fused kernel is slow; heads that share keys are
-rows of one product, so no key is copied. Shapes: B sequences, H query heads, K key heads, T
-queries, L keys, D width of a head.
+Shapes: B sequences, H query heads, K key heads, T queries, L keys, D width of a head.
 """
 
 from functools import partial
@@ -10,9 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rayrec.models.behind import Behind, attend_behind
+from rayrec.models.copies import Copies, attend_copies
 from rayrec.models.packing import Pieces
+from rayrec.models.products import products
 
 _FUSED, _PRODUCTS = "rayrec-fused", "rayrec-products"
 _HERE = ("cpu", "meta")  # meta: where a CPU's memory is counted
@@ -46,21 +47,24 @@ def _attend(
     learns_by_products: bool,
     scaling: float | None = None,
     dropout: float = 0.0,
-    layout: Behind | Pieces | None = None,
+    layout: Behind | Copies | Pieces | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """As transformers calls it; states of shape (B, T, H, D).
 
-    ``layout``: the one sequence is of suffixes behind their prefixes, or of several pieces, each on its own.
+    ``layout``: the one sequence is of suffixes behind their prefixes, or of pieces, each on its own.
     """
     scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
-    if isinstance(layout, Behind):
+    learns = learns_by_products and query_BHTD.device.type in _HERE and torch.is_grad_enabled()
+    if isinstance(layout, Behind | Copies):
         layer: Any = module.layer_idx
-        return attend_behind(layout, layer, query_BHTD[0] * scale, key_BKLD[0], value_BKLD[0])[None], None
+        states = query_BHTD[0] * scale, key_BKLD[0], value_BKLD[0]
+        if isinstance(layout, Behind):
+            return attend_behind(layout, layer, *states)[None], None
+        return attend_copies(layout, layer, *states, attend=products if learns else _fused)[None], None
     if layout is not None:
         return attend_pieces(layout, query_BHTD * scale, key_BKLD, value_BKLD).transpose(1, 2), None
     fused = dropout or any(options.get(name) is not None for name in _FUSED_ALONE)
-    learns = learns_by_products and query_BHTD.device.type in _HERE and torch.is_grad_enabled()
     if fused or not learns:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: PLC0415
 
@@ -84,24 +88,8 @@ def attend_pieces(pieces: Pieces, query_1HND: Tensor, key_1KND: Tensor, value_1K
     return torch.cat([products(*piece) for piece in zip(*states, pieces.masks, strict=True)], dim=2)
 
 
-def products(query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask_B1TL: Tensor | None) -> Tensor:
-    """softmax(query . key) . value, shape (B, H, T, D); ``query`` is scaled already.
-
-    ``mask`` is True where attention is allowed; None: to all keys up to the query's own, the last query seeing all.
-    """
-    rows, heads, queries, width = query_BHTD.shape
-    groups, keys = key_BKLD.shape[1:3]
-    each = heads // groups
-    if mask_B1TL is None:
-        causal_TL = torch.ones(queries, keys, dtype=torch.bool, device=query_BHTD.device).tril(keys - queries)
-        mask_B1TL = causal_TL[None, None]
-    # Added by the product itself: filling in takes a pass over the scores of all heads, and another one backwards.
-    unseen_B1TL = torch.zeros_like(mask_B1TL, dtype=query_BHTD.dtype).masked_fill_(~mask_B1TL, -torch.inf)
-    score = torch.baddbmm(
-        unseen_B1TL[:, None].expand(rows, groups, each, queries, keys).reshape(rows * groups, each * queries, keys),
-        query_BHTD.reshape(rows * groups, each * queries, width),
-        key_BKLD.reshape(rows * groups, keys, width).transpose(1, 2),
-    )
-    share = score.softmax(-1)
-    mixed: Tensor = torch.bmm(share, value_BKLD.reshape(rows * groups, keys, width))
-    return mixed.view(rows, heads, queries, width)
+def _fused(query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask_B1TL: Tensor) -> Tensor:
+    """The same as ``products`` by torch's kernel, whose fast kinds want a key for every query head."""
+    each = query_BHTD.shape[1] // key_BKLD.shape[1]
+    key_BHLD, value_BHLD = (state.repeat_interleave(each, 1) for state in (key_BKLD, value_BKLD))
+    return F.scaled_dot_product_attention(query_BHTD, key_BHLD, value_BHLD, attn_mask=mask_B1TL, scale=1.0)

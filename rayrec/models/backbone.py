@@ -18,6 +18,7 @@ from rayrec.errors import InputError
 from rayrec.models.attention import replace_attention
 from rayrec.models.behind import Behind, filled, lay_out
 from rayrec.models.catalogue_softmax import catalogue_cross_entropy
+from rayrec.models.copies import Copies, lay_copies
 from rayrec.models.dropout import replace_dropouts
 from rayrec.models.packing import Packed, Pieces, joined, pack
 
@@ -107,39 +108,18 @@ class Backbone(nn.Module):
         shares_nothing = len(prefix_UPH) == len(suffix_BSH)
         if prefix_learns or (self.recomputes if learns else shares_nothing) or not self.parts_suffixes:
             last_BH = self._packed(prefix_UPH, suffix_BSH, prompt)
-        elif learns:
-            last_BH = self._behind_copies(prefix_UPH, suffix_BSH, prompt)
         else:
             last_BH = self._behind(prefix_UPH, suffix_BSH, prompt)
         return self._logit(last_BH)
 
-    def _behind_copies(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
-        """A batch of suffixes, each with a copy of its prefix's keys and values: for few rows, which learn."""
-        with torch.no_grad():
-            cache = self.decoder(inputs_embeds=prefix_UPH, use_cache=True).past_key_values
-            cache.batch_select_indices(prompt.prefix_of_B)
-        before, own = prefix_UPH.shape[1], suffix_BSH.shape[1]
-        start_B1 = prompt.prefix_length_U[prompt.prefix_of_B][:, None]
-        column_S = torch.arange(own, device=suffix_BSH.device)
-        known_BP = torch.arange(before, device=suffix_BSH.device) < start_B1
-        causal_SS = column_S <= column_S[:, None]
-        mask_BSK = torch.cat([known_BP[:, None].expand(-1, own, -1), causal_SS.expand(len(start_B1), -1, -1)], dim=-1)
-        states_BSH = self.decoder(
-            inputs_embeds=suffix_BSH,
-            attention_mask=mask_BSK[:, None],
-            position_ids=start_B1 + column_S,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        last_BH: Tensor = states_BSH[torch.arange(len(start_B1), device=column_S.device), prompt.suffix_length_B - 1]
-        return last_BH
-
     def _behind(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
-        """All suffixes as one sequence without padding, and no copies: for many rows behind one prefix."""
-        layers = self.decoder(inputs_embeds=prefix_UPH, use_cache=True).past_key_values.layers
-        behind = lay_out(prompt, [layer.keys for layer in layers], [layer.values for layer in layers])
-        states_1NH = self._unpadded(suffix_BSH[filled(prompt)], behind.position_N, behind)
-        last_BH: Tensor = states_1NH[0, behind.last_B]
+        """All suffixes as one sequence without padding."""
+        with torch.no_grad():
+            layers = self.decoder(inputs_embeds=prefix_UPH, use_cache=True).past_key_values.layers
+        lay = lay_copies if torch.is_grad_enabled() else lay_out
+        layout = lay(prompt, [layer.keys for layer in layers], [layer.values for layer in layers])
+        states_1NH = self._unpadded(suffix_BSH[filled(prompt)], layout.position_N, layout)
+        last_BH: Tensor = states_1NH[0, layout.last_B]
         return last_BH
 
     def _packed(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
@@ -167,7 +147,7 @@ class Backbone(nn.Module):
         last_BH: Tensor = states_1NH[0, (length_U.cumsum(0) - length_U)[prefix_of_B] + packed.last_B]
         return last_BH
 
-    def _unpadded(self, embeddings_NH: Tensor, position_N: Tensor, layout: Behind | Pieces) -> Tensor:
+    def _unpadded(self, embeddings_NH: Tensor, position_N: Tensor, layout: Behind | Copies | Pieces) -> Tensor:
         """States of tokens that attend as ``layout`` says, shape (1, N, H)."""
         unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=position_N.device)  # for no mask one of N x N is made
         states_1NH: Tensor = self.decoder(

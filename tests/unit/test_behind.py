@@ -1,4 +1,4 @@
-"""Suffixes behind shared prefixes against torch's attention over each whole sequence."""
+"""Suffixes behind shared prefixes, or behind copies of them, against torch's attention over each whole sequence."""
 
 from pathlib import Path
 
@@ -8,8 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rayrec.batch import SplitPrompt
+from rayrec.models.attention import _fused
 from rayrec.models.backbone import load_backbone
-from rayrec.models.behind import attend_behind, filled, lay_out
+from rayrec.models.behind import Behind, attend_behind, filled, lay_out
+from rayrec.models.copies import Attend, attend_copies, lay_copies
+from rayrec.models.products import products
 
 HEADS, GROUPS, WIDTH = 6, 3, 4
 OF = [1, 0, 1, 2, 0]
@@ -26,16 +29,23 @@ def prompt(prefixes: list[int]) -> SplitPrompt:
     )
 
 
+@pytest.mark.parametrize("attend", [None, products, _fused], ids=["shared", "copies", "copies, fused"])
 @pytest.mark.parametrize("prefixes", [[7, 2, 4], [3, 3, 3]], ids=["padded", "of one length"])
-def test_values_and_gradients_are_those_of_whole_sequences(prefixes: list[int]) -> None:
+def test_values_and_gradients_are_those_of_whole_sequences(prefixes: list[int], attend: Attend | None) -> None:
     torch.manual_seed(0)
     key_UKPD, value_UKPD = torch.randn(2, len(prefixes), GROUPS, max(prefixes), WIDTH)
     count = sum(SUFFIXES)
     query_HND = torch.randn(HEADS, count, WIDTH, requires_grad=True)
     key_KND, value_KND = (torch.randn(GROUPS, count, WIDTH, requires_grad=True) for _ in range(2))
     given = prompt(prefixes)
-    behind = lay_out(given, [key_UKPD], [value_UKPD])
-    found_NHD = attend_behind(behind, 0, query_HND * 0.7, key_KND, value_KND)
+    states = query_HND * 0.7, key_KND, value_KND
+    lay = lay_copies if attend else lay_out
+    layout = lay(given, [key_UKPD], [value_UKPD])
+    if isinstance(layout, Behind):
+        found_NHD = attend_behind(layout, 0, *states)
+    else:
+        assert attend is not None
+        found_NHD = attend_copies(layout, 0, *states, attend=attend)
 
     expected: list[Tensor] = []
     position: list[int] = []
@@ -51,11 +61,12 @@ def test_values_and_gradients_are_those_of_whole_sequences(prefixes: list[int]) 
         start += length
     expected_NHD = torch.cat(expected)
     torch.testing.assert_close(found_NHD, expected_NHD, atol=1e-6, rtol=1e-5)
-    with torch.no_grad():  # another kernel
-        still_NHD = attend_behind(behind, 0, query_HND * 0.7, key_KND, value_KND)
-    torch.testing.assert_close(still_NHD, expected_NHD, atol=1e-6, rtol=1e-5)
-    assert behind.position_N.tolist() == position
-    assert behind.last_B.tolist() == [1, 7 - 1, 8 - 1, 11 - 1, 15 - 1] and int(filled(given).sum()) == count
+    if isinstance(layout, Behind):
+        with torch.no_grad():  # another kernel
+            still_NHD = attend_behind(layout, 0, *states)
+        torch.testing.assert_close(still_NHD, expected_NHD, atol=1e-6, rtol=1e-5)
+    assert layout.position_N.tolist() == position
+    assert layout.last_B.tolist() == [1, 7 - 1, 8 - 1, 11 - 1, 15 - 1] and int(filled(given).sum()) == count
 
     weight = torch.randn_like(found_NHD)
     learned = [query_HND, key_KND, value_KND]

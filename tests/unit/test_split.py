@@ -222,7 +222,7 @@ def test_nothing_left_of_the_soft_tokens_keeps_a_gradient(model: SASRecLLM, monk
     split = pair(hybrid=True)[1]
     assert isinstance(split.prompt, SplitPrompt)
     model(split)
-    assert calls == [((3, 8), False), (split.prompt.suffix_BS.shape, True)]
+    assert calls == [((3, 8), False), ((1, int(split.prompt.suffix_length_B.sum())), True)]
 
 
 def recomputing(model: SASRecLLM) -> None:

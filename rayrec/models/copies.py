@@ -1,0 +1,71 @@
+"""Attention of suffixes that learn: each sees a copy of its prefix's keys and values, then itself. For few rows.
+
+All suffixes pass through the decoder as one sequence without padding; only their attention is padded. Shapes: U
+prefixes of P tokens, B rows, S tokens of the longest suffix, N tokens of all suffixes, L = P + S keys, H query heads, K
+key heads, D width of a head.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rayrec.batch import SplitPrompt
+from rayrec.models.behind import filled
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # as ``products``
+
+
+class Copies(NamedTuple):
+    """The prefixes' keys and values of every layer, without gradient, and where each suffix token lies."""
+
+    keys: list[Tensor]  # a layer's (U, K, P, D)
+    values: list[Tensor]
+    prefix_of_B: Tensor
+    place_N: Tensor  # in B x S
+    seen_B1SL: Tensor  # True where attention is allowed
+    position_N: Tensor  # in the prompt
+    last_B: Tensor  # a row's last token in N
+
+
+def lay_copies(prompt: SplitPrompt, keys: list[Tensor], values: list[Tensor]) -> Copies:
+    """Tokens in the order of the rows; ``keys`` and ``values`` as the prefixes left them."""
+    start_B = prompt.prefix_length_U[prompt.prefix_of_B]
+    rows, longest = prompt.suffix_BS.shape
+    row_N, column_N = filled(prompt).nonzero(as_tuple=True)
+    known_BP = torch.arange(keys[0].shape[2], device=start_B.device) < start_B[:, None]
+    own_SS = torch.ones(longest, longest, dtype=torch.bool, device=start_B.device).tril()
+    seen_BSL = torch.cat([known_BP[:, None].expand(-1, longest, -1), own_SS.expand(rows, -1, -1)], dim=-1)
+    return Copies(
+        keys=keys,
+        values=values,
+        prefix_of_B=prompt.prefix_of_B,
+        place_N=row_N * longest + column_N,
+        seen_B1SL=seen_BSL[:, None],
+        position_N=start_B[row_N] + column_N,
+        last_B=prompt.suffix_length_B.cumsum(0) - 1,
+    )
+
+
+def attend_copies(
+    copies: Copies, layer: int, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, *, attend: Attend
+) -> Tensor:
+    """softmax(query . keys) . values over a token's prefix and its suffix up to itself, (N, H, D)."""
+    query_BHSD, key_BKSD, value_BKSD = (_padded(copies, state) for state in (query_HND, key_KND, value_KND))
+    key_BKLD = torch.cat([copies.keys[layer].index_select(0, copies.prefix_of_B), key_BKSD], dim=2)
+    value_BKLD = torch.cat([copies.values[layer].index_select(0, copies.prefix_of_B), value_BKSD], dim=2)
+    mixed_BHSD = attend(query_BHSD, key_BKLD, value_BKLD, copies.seen_B1SL)
+    return mixed_BHSD.transpose(1, 2).flatten(0, 1).index_select(0, copies.place_N)
+
+
+def _padded(copies: Copies, state_HND: Tensor) -> Tensor:
+    """Shape (B, H, S, D), zeros where a suffix has ended."""
+    rows, _, longest, _ = copies.seen_B1SL.shape
+    heads, _, width = state_HND.shape
+    padded = state_HND.new_zeros(rows * longest, heads, width)
+    return (
+        padded.index_copy_(0, copies.place_N, state_HND.transpose(0, 1))
+        .view(rows, longest, heads, width)
+        .transpose(1, 2)
+    )
