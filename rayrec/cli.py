@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rayrec.config import Config
-from rayrec.errors import InputError
+from rayrec.errors import Abandoned, InputError
 from rayrec.settings import load
 from rayrec.stages import StageName
 from rayrec.systems import SystemName
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rayrec.experiment.settings import Experiment
     from rayrec.recommendation.job import Order
     from rayrec.search.config import Search
+
+_INTERRUPTED = 130  # as a shell tells of SIGINT
 
 
 def parser(description: str, *, config: bool = True, plan: bool = True) -> argparse.ArgumentParser:
@@ -50,14 +52,17 @@ def run(job: Callable[[], None], *, interrupted: str = "the same command goes on
 def _status(job: Callable[[], None], interrupted: str) -> int:
     # Before any library is imported: a run has one progress line, its own.
     os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a call to Ray after its end starts another one
     try:
         job()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"interrupted; {interrupted}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"interrupted; {interrupted}", file=sys.stderr, flush=True)
+        if isinstance(stop, Abandoned):
+            os._exit(_INTERRUPTED)
+        return _INTERRUPTED
     except Exception as error:
         if os.environ.get("RAYREC_TRACEBACK"):
             raise

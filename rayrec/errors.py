@@ -1,4 +1,4 @@
-"""The one exception that means "your input is wrong": its text is the whole message a person sees."""
+"""What ends a job: above all the exception that means "your input is wrong", whose text is all that a person sees."""
 
 
 class InputError(ValueError):
@@ -10,3 +10,10 @@ class InputError(ValueError):
 
 class DivergedError(InputError):
     """The loss is no number any more: the same settings would come to the same end."""
+
+
+class Abandoned(KeyboardInterrupt):
+    """Interrupted while threads ask Ray, whose library ends a process that asks after its end.
+
+    So nobody ends Ray: this process ends at once, and Ray's own processes with it.
+    """

@@ -9,7 +9,7 @@ from threading import Thread
 
 from rayrec import storage
 from rayrec.ensemble import score_ensemble
-from rayrec.errors import DivergedError
+from rayrec.errors import Abandoned, DivergedError
 from rayrec.experiment.pairs import Pair
 from rayrec.pipeline import train_run
 from rayrec.scoring import score_systems
@@ -26,6 +26,7 @@ class Failures:
 
     pairs: dict[str, str] = field(default_factory=dict)  # fingerprint -> reason
     stages: dict[str, str] = field(default_factory=dict)  # the same of a stage: who else needs it need not try
+    interrupted: bool = False  # from then on, what fails says nothing of a pair
 
 
 def run_pairs(pairs: Sequence[Pair], failures: Failures, *, at_once: int = 1) -> None:
@@ -37,6 +38,20 @@ def run_pairs(pairs: Sequence[Pair], failures: Failures, *, at_once: int = 1) ->
         for number, pair in enumerate(pairs, 1):
             _try_pair(f"pair {number} of {len(pairs)}", pair, failures, label="")
         return
+    threads: list[Thread] = []
+    try:
+        _side_by_side(pairs, failures, at_once, threads)
+    except KeyboardInterrupt:
+        failures.interrupted = True
+        raise Abandoned from None
+    except Exception:
+        for thread in threads:  # their pairs are worth an end; and without Ray they could not go on
+            thread.join()
+        raise
+
+
+def _side_by_side(pairs: Sequence[Pair], failures: Failures, at_once: int, threads: list[Thread]) -> None:
+    """Every pair in a thread, which ``threads`` then holds."""
     waiting = dict(enumerate(pairs, 1))
     at_work: dict[int, set[str]] = {}  # pairs that run, and what they make
     ended: SimpleQueue[int] = SimpleQueue()
@@ -49,7 +64,8 @@ def run_pairs(pairs: Sequence[Pair], failures: Failures, *, at_once: int = 1) ->
                 at_work[number] = makes
                 turn = f"pair {number} of {len(pairs)}"
                 work = partial(_try_pair, turn, waiting.pop(number), failures, label=f"{pair.label}: ")
-                Thread(target=_work, args=(work, number, ended), daemon=True).start()
+                threads.append(Thread(target=_work, args=(work, number, ended), daemon=True))
+                threads[-1].start()
         del at_work[ended.get()]
 
 
@@ -75,6 +91,8 @@ def _try_pair(turn: str, pair: Pair, failures: Failures, *, label: str) -> None:
     try:
         _run_pair(pair, failures, label)
     except Exception as error:  # whatever it is, it is told, and the other pairs go on
+        if failures.interrupted:
+            return
         reason = _one_line(error)
         failures.pairs[pair.fingerprint] = reason
         print(f"failed  {pair.label}: {reason}", flush=True)

@@ -3,7 +3,9 @@
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import ray
 
 from rayrec.config.training import ClusterConfig
-from rayrec.errors import InputError
+from rayrec.errors import Abandoned, InputError
 
 # Embedded only: beside the workers' CPUs, room for the tasks that fetch their data.
 _SPARE_CPUS = 1
@@ -32,12 +34,10 @@ def connected(cluster: ClusterConfig, *, dashboard: bool = False) -> Iterator[di
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=_told_address())
-        try:
+        with _until_its_end():
             limit = _cluster_limit()
             check_fits(cluster, limit)
             yield limit
-        finally:
-            ray.shutdown()
         return
     local = local_limit()
     assert local is not None
@@ -59,10 +59,26 @@ def connected(cluster: ClusterConfig, *, dashboard: bool = False) -> Iterator[di
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    try:
+    with _until_its_end():
         yield local
-    finally:
+
+
+@contextmanager
+def _until_its_end() -> Iterator[None]:
+    """Ray ends with the block. SIGTERM, as ``ray job stop`` sends it, ends a job as Ctrl-C does.
+
+    Ray's own way with that signal prints a stack and exits with its number, as if the job had failed.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except Abandoned:
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
 
 
 def _told_address() -> dict[str, Any] | None:
