@@ -233,18 +233,20 @@ def dropouts_that_act(model: SASRecLLM) -> set[Part]:
 @pytest.mark.parametrize(
     ("trained", "acting"),
     [
-        ((), set()),
-        ((MAPPER,), set()),
-        ((ENCODER, MAPPER), {ENCODER}),
-        ((LORA,), {LORA}),
-        (tuple(Part), {ENCODER, LORA}),
+        ((), ()),
+        ((MAPPER,), ()),
+        ((ENCODER, MAPPER), (ENCODER,)),
+        ((LORA,), (LORA,)),
+        (tuple(Part), (ENCODER, LORA)),
     ],
     ids=str,
 )
-def test_dropout_acts_in_trained_parts_only(model: SASRecLLM, trained: tuple[Part, ...], acting: set[Part]) -> None:
+def test_dropout_acts_in_trained_parts_only(
+    model: SASRecLLM, trained: tuple[Part, ...], acting: tuple[Part, ...]
+) -> None:
     model.train()
     model.set_mode(trained)
-    assert dropouts_that_act(model) == acting
+    assert dropouts_that_act(model) == {*acting}
     with torch.no_grad():
         same = torch.equal(model(hybrid()), model(hybrid()))
     assert same == (not acting)
