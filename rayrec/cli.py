@@ -61,7 +61,8 @@ def _status(job: Callable[[], None], interrupted: str) -> int:
     except KeyboardInterrupt as stop:
         print(f"interrupted; {interrupted}", file=sys.stderr, flush=True)
         if isinstance(stop, Abandoned):
-            os._exit(_INTERRUPTED)
+            sys.stdout.flush()
+            os._exit(_INTERRUPTED)  # past what Ray would do at an interpreter's end
         return _INTERRUPTED
     except Exception as error:
         if os.environ.get("RAYREC_TRACEBACK"):
