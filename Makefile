@@ -11,7 +11,7 @@ pipeline: .venv/.ready  ## set up, then train and evaluate with the embedded con
 
 test: lint  ## set up, then lint, types and the default tests
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile tests/unit
-	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15 tests/ray tests/gpu
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --durations 15 tests/ray tests/gpu
 
 lint: .venv/.ready  ## set up, then style, types and import layers
 	.venv/bin/ruff check .
