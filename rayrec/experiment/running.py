@@ -38,35 +38,34 @@ def run_pairs(pairs: Sequence[Pair], failures: Failures, *, at_once: int = 1) ->
         for number, pair in enumerate(pairs, 1):
             _try_pair(f"pair {number} of {len(pairs)}", pair, failures, label="")
         return
-    threads: list[Thread] = []
     try:
-        _side_by_side(pairs, failures, at_once, threads)
+        _side_by_side(pairs, failures, at_once)
     except KeyboardInterrupt:
         failures.interrupted = True
         raise Abandoned from None
-    except Exception:
-        for thread in threads:  # their pairs are worth an end; and without Ray they could not go on
-            thread.join()
-        raise
 
 
-def _side_by_side(pairs: Sequence[Pair], failures: Failures, at_once: int, threads: list[Thread]) -> None:
-    """Every pair in a thread, which ``threads`` then holds."""
+def _side_by_side(pairs: Sequence[Pair], failures: Failures, at_once: int) -> None:
+    """Every pair in a thread of its own; where one cannot even be looked at, those at work come to their end first."""
     waiting = dict(enumerate(pairs, 1))
     at_work: dict[int, set[str]] = {}  # pairs that run, and what they make
     ended: SimpleQueue[int] = SimpleQueue()
-    while waiting or at_work:
-        for number, pair in list(waiting.items()):
-            if len(at_work) == at_once:
-                break  # before the store is asked for what nobody could begin
-            makes = _makes(pair)
-            if all(map(makes.isdisjoint, at_work.values())):
-                at_work[number] = makes
-                turn = f"pair {number} of {len(pairs)}"
-                work = partial(_try_pair, turn, waiting.pop(number), failures, label=f"{pair.label}: ")
-                threads.append(Thread(target=_work, args=(work, number, ended), daemon=True))
-                threads[-1].start()
-        del at_work[ended.get()]
+    try:
+        while waiting or at_work:
+            for number, pair in list(waiting.items()):
+                if len(at_work) == at_once:
+                    break  # before the store is asked for what nobody could begin
+                makes = _makes(pair)
+                if all(map(makes.isdisjoint, at_work.values())):
+                    turn = f"pair {number} of {len(pairs)}"
+                    work = partial(_try_pair, turn, waiting.pop(number), failures, label=f"{pair.label}: ")
+                    Thread(target=_work, args=(work, number, ended), daemon=True).start()
+                    at_work[number] = makes
+            del at_work[ended.get()]
+    except Exception:
+        for _ in at_work:  # after it Ray ends, without which they could not go on
+            ended.get()
+        raise
 
 
 def _work(work: "partial[None]", number: int, ended: "SimpleQueue[int]") -> None:

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rayrec.models.behind import Behind, attend_behind
 from rayrec.models.copies import Copies, attend_copies
 from rayrec.models.packing import Pieces
-from rayrec.models.products import products
+from rayrec.models.products import Mask, causal, products
 
 _FUSED, _PRODUCTS = "rayrec-fused", "rayrec-products"
 _HERE = ("cpu", "meta")  # meta: where a CPU's memory is counted
@@ -61,25 +60,19 @@ def _attend(
         states = query_BHTD[0] * scale, key_BKLD[0], value_BKLD[0]
         if isinstance(layout, Behind):
             return attend_behind(layout, layer, *states)[None], None
-        return attend_copies(layout, layer, *states, attend=products if learns else _fused)[None], None
+        attend = products if learns else partial(_fused, module)
+        return attend_copies(layout, layer, *states, attend=attend)[None], None
     if layout is not None:
         return attend_pieces(layout, query_BHTD * scale, key_BKLD, value_BKLD).transpose(1, 2), None
     fused = dropout or any(options.get(name) is not None for name in _FUSED_ALONE)
     if fused or not learns:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: PLC0415
-
-        found: tuple[Tensor, None] = sdpa_attention_forward(
-            module,
-            query_BHTD,
-            key_BKLD,
-            value_BKLD,
-            attention_mask,
-            scaling=scaling,
-            dropout=dropout,
-            **options,
-        )
-        return found
-    return products(query_BHTD * scale, key_BKLD, value_BKLD, attention_mask).transpose(1, 2), None
+        options |= {"scaling": scaling, "dropout": dropout}
+        return _of_transformers(module, query_BHTD, key_BKLD, value_BKLD, attention_mask, **options)
+    if attention_mask is None:
+        mask = causal(query_BHTD.shape[2], key_BKLD.shape[2], query_BHTD.device)
+    else:
+        mask = Mask(attention_mask)
+    return products(query_BHTD * scale, key_BKLD, value_BKLD, mask).transpose(1, 2), None
 
 
 def attend_pieces(pieces: Pieces, query_1HND: Tensor, key_1KND: Tensor, value_1KND: Tensor) -> Tensor:
@@ -88,8 +81,21 @@ def attend_pieces(pieces: Pieces, query_1HND: Tensor, key_1KND: Tensor, value_1K
     return torch.cat([products(*piece) for piece in zip(*states, pieces.masks, strict=True)], dim=2)
 
 
-def _fused(query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask_B1TL: Tensor) -> Tensor:
-    """The same as ``products`` by torch's kernel, whose fast kinds want a key for every query head."""
-    each = query_BHTD.shape[1] // key_BKLD.shape[1]
-    key_BHLD, value_BHLD = (state.repeat_interleave(each, 1) for state in (key_BKLD, value_BKLD))
-    return F.scaled_dot_product_attention(query_BHTD, key_BHLD, value_BHLD, attn_mask=mask_B1TL, scale=1.0)
+def _fused(module: nn.Module, query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask: Mask) -> Tensor:
+    """The same as ``products`` by torch's kernel."""
+    states_BTHD, _ = _of_transformers(module, query_BHTD, key_BKLD, value_BKLD, mask.seen_B1TL, scaling=1.0)
+    return states_BTHD.transpose(1, 2)
+
+
+def _of_transformers(
+    module: nn.Module,
+    query_BHTD: Tensor,
+    key_BKLD: Tensor,
+    value_BKLD: Tensor,
+    mask_B1TL: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: PLC0415
+
+    found: tuple[Tensor, None] = sdpa_attention_forward(module, query_BHTD, key_BKLD, value_BKLD, mask_B1TL, **options)
+    return found

@@ -118,8 +118,8 @@ class Backbone(nn.Module):
             layers = self.decoder(inputs_embeds=prefix_UPH, use_cache=True).past_key_values.layers
         lay = lay_copies if torch.is_grad_enabled() else lay_out
         layout = lay(prompt, [layer.keys for layer in layers], [layer.values for layer in layers])
-        states_1NH = self._unpadded(suffix_BSH[filled(prompt)], layout.position_N, layout)
-        last_BH: Tensor = states_1NH[0, layout.last_B]
+        states_1NH = self._unpadded(suffix_BSH[filled(prompt)], layout.own.position_N, layout)
+        last_BH: Tensor = states_1NH[0, layout.own.last_B]
         return last_BH
 
     def _packed(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:

@@ -17,8 +17,27 @@ from torch import Tensor
 from rayrec.batch import SplitPrompt
 
 
+class Suffixes(NamedTuple):
+    """Where the tokens of all suffixes lie, row after row, without padding."""
+
+    row_N: Tensor
+    place_N: Tensor  # in B x S
+    position_N: Tensor  # in the prompt
+    last_B: Tensor  # a row's last token in N
+
+    @classmethod
+    def of(cls, prompt: SplitPrompt) -> "Suffixes":
+        row_N, column_N = filled(prompt).nonzero(as_tuple=True)
+        return cls(
+            row_N=row_N,
+            place_N=row_N * prompt.suffix_BS.shape[1] + column_N,
+            position_N=prompt.prefix_length_U[prompt.prefix_of_B[row_N]] + column_N,
+            last_B=prompt.suffix_length_B.cumsum(0) - 1,
+        )
+
+
 class Behind(NamedTuple):
-    """The prefixes' keys and values of every layer, and where each suffix token lies."""
+    """The prefixes' keys and values of every layer, and who stands behind which."""
 
     keys: list[Tensor]  # a layer's (U, K, P, D)
     values: list[Tensor]
@@ -26,37 +45,31 @@ class Behind(NamedTuple):
     token_UQ: Tensor  # N's index of a prefix's tokens; past their end any
     token_BS: Tensor  # the same of a row's
     place_N: Tensor  # in U x Q
-    own_place_N: Tensor  # in B x S
-    position_N: Tensor  # in the prompt
-    last_B: Tensor  # a row's last token in N
+    own: Suffixes
 
 
 def lay_out(prompt: SplitPrompt, keys: list[Tensor], values: list[Tensor]) -> Behind:
     """Tokens in the order of the rows; ``keys`` and ``values`` as the prefixes left them."""
-    length_B, of_B = prompt.suffix_length_B, prompt.prefix_of_B
+    own, prefixes = Suffixes.of(prompt), len(prompt.prefix_UP)
     rows, longest = prompt.suffix_BS.shape
-    device, prefixes = of_B.device, len(prompt.prefix_UP)
-    row_N, column_N = filled(prompt).nonzero(as_tuple=True)
-    end_B = length_B.cumsum(0)
-    of_N = of_B[row_N]
+    of_N = prompt.prefix_of_B[own.row_N]
+    device = of_N.device
     by_prefix_N = of_N.argsort(stable=True)
     tokens_U = torch.bincount(of_N, minlength=prefixes)
     sorted_N = torch.arange(len(of_N), device=device)
     at_N = torch.empty_like(sorted_N)
     at_N[by_prefix_N] = sorted_N - (tokens_U.cumsum(0) - tokens_U)[of_N[by_prefix_N]]
     most = int(tokens_U.max())
-    place_N, own_place_N = of_N * most + at_N, row_N * longest + column_N
+    place_N = of_N * most + at_N
     padding_UP = torch.arange(keys[0].shape[2], device=device) >= prompt.prefix_length_U[:, None]
     return Behind(
         keys=keys,
         values=values,
         padding_UP=padding_UP if bool(padding_UP.any()) else None,
         token_UQ=_inverse(place_N, prefixes * most).view(prefixes, most),
-        token_BS=_inverse(own_place_N, rows * longest).view(rows, longest),
+        token_BS=_inverse(own.place_N, rows * longest).view(rows, longest),
         place_N=place_N,
-        own_place_N=own_place_N,
-        position_N=prompt.prefix_length_U[of_N] + column_N,
-        last_B=end_B - 1,
+        own=own,
     )
 
 
@@ -95,7 +108,7 @@ def attend_behind(behind: Behind, layer: int, query_HND: Tensor, key_KND: Tensor
         value_KND.transpose(0, 1)[behind.token_BS].transpose(1, 2),
         later_SS.repeat_interleave(heads // groups, 0)[None, None],
     )
-    return _joined(shared, behind.place_N, own, behind.own_place_N).flatten(1, 2)
+    return _joined(shared, behind.place_N, own, behind.own.place_N).flatten(1, 2)
 
 
 class _Part(NamedTuple):

@@ -12,28 +12,26 @@ import torch
 from torch import Tensor
 
 from rayrec.batch import SplitPrompt
-from rayrec.models.behind import filled
+from rayrec.models.behind import Suffixes
+from rayrec.models.products import Mask
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # as ``products``
+Attend = Callable[[Tensor, Tensor, Tensor, Mask], Tensor]  # as ``products``
 
 
 class Copies(NamedTuple):
-    """The prefixes' keys and values of every layer, without gradient, and where each suffix token lies."""
+    """The prefixes' keys and values of every layer, without gradient, and what each row sees."""
 
     keys: list[Tensor]  # a layer's (U, K, P, D)
     values: list[Tensor]
     prefix_of_B: Tensor
-    place_N: Tensor  # in B x S
-    seen_B1SL: Tensor  # True where attention is allowed
-    position_N: Tensor  # in the prompt
-    last_B: Tensor  # a row's last token in N
+    mask: Mask  # of shape (B, 1, S, L)
+    own: Suffixes
 
 
 def lay_copies(prompt: SplitPrompt, keys: list[Tensor], values: list[Tensor]) -> Copies:
     """Tokens in the order of the rows; ``keys`` and ``values`` as the prefixes left them."""
     start_B = prompt.prefix_length_U[prompt.prefix_of_B]
     rows, longest = prompt.suffix_BS.shape
-    row_N, column_N = filled(prompt).nonzero(as_tuple=True)
     known_BP = torch.arange(keys[0].shape[2], device=start_B.device) < start_B[:, None]
     own_SS = torch.ones(longest, longest, dtype=torch.bool, device=start_B.device).tril()
     seen_BSL = torch.cat([known_BP[:, None].expand(-1, longest, -1), own_SS.expand(rows, -1, -1)], dim=-1)
@@ -41,10 +39,8 @@ def lay_copies(prompt: SplitPrompt, keys: list[Tensor], values: list[Tensor]) ->
         keys=keys,
         values=values,
         prefix_of_B=prompt.prefix_of_B,
-        place_N=row_N * longest + column_N,
-        seen_B1SL=seen_BSL[:, None],
-        position_N=start_B[row_N] + column_N,
-        last_B=prompt.suffix_length_B.cumsum(0) - 1,
+        mask=Mask(seen_BSL[:, None]),
+        own=Suffixes.of(prompt),
     )
 
 
@@ -55,17 +51,17 @@ def attend_copies(
     query_BHSD, key_BKSD, value_BKSD = (_padded(copies, state) for state in (query_HND, key_KND, value_KND))
     key_BKLD = torch.cat([copies.keys[layer].index_select(0, copies.prefix_of_B), key_BKSD], dim=2)
     value_BKLD = torch.cat([copies.values[layer].index_select(0, copies.prefix_of_B), value_BKSD], dim=2)
-    mixed_BHSD = attend(query_BHSD, key_BKLD, value_BKLD, copies.seen_B1SL)
-    return mixed_BHSD.transpose(1, 2).flatten(0, 1).index_select(0, copies.place_N)
+    mixed_BHSD = attend(query_BHSD, key_BKLD, value_BKLD, copies.mask)
+    return mixed_BHSD.transpose(1, 2).flatten(0, 1).index_select(0, copies.own.place_N)
 
 
 def _padded(copies: Copies, state_HND: Tensor) -> Tensor:
     """Shape (B, H, S, D), zeros where a suffix has ended."""
-    rows, _, longest, _ = copies.seen_B1SL.shape
+    rows, _, longest, _ = copies.mask.seen_B1TL.shape
     heads, _, width = state_HND.shape
     padded = state_HND.new_zeros(rows * longest, heads, width)
     return (
-        padded.index_copy_(0, copies.place_N, state_HND.transpose(0, 1))
+        padded.index_copy_(0, copies.own.place_N, state_HND.transpose(0, 1))
         .view(rows, longest, heads, width)
         .transpose(1, 2)
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rayrec.batch import SplitPrompt
+from rayrec.models.products import Mask
 
 _PADDING, _PREFIX = -1, 0
 
@@ -19,7 +20,7 @@ class Pieces(NamedTuple):
     """Sequences one behind another, without padding; each sees nothing but itself."""
 
     lengths: list[int]
-    masks: list[Tensor]  # True where attention is allowed, shape (1, 1, T, T) for a sequence of T
+    masks: list[Mask]  # of shape (1, 1, T, T) for a sequence of T
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Packed:
         """The sequences without their padding."""
         lengths = self.filled.sum(1).tolist()
         masks = zip(torch.split(self.mask(), 1), lengths, strict=True)
-        return Pieces(lengths, [mask_11TT[..., :length, :length] for mask_11TT, length in masks])
+        return Pieces(lengths, [Mask(mask_11TT[..., :length, :length]) for mask_11TT, length in masks])
 
     def mask(self) -> Tensor:
         """True where attention is allowed, shape (U, 1, T, T).

@@ -8,21 +8,38 @@ import torch
 from torch import Tensor
 
 
-def products(query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask_B1TL: Tensor | None) -> Tensor:
-    """softmax(query . key) . value, shape (B, H, T, D); ``query`` is scaled already.
+class Mask:
+    """Where attention is allowed; what products add to their scores for it is made once for all layers."""
 
-    ``mask`` is True where attention is allowed; None: to all keys up to the query's own, the last query seeing all.
-    """
+    def __init__(self, seen_B1TL: Tensor) -> None:
+        """``seen`` is True where attention is allowed; of one row, it holds for all rows."""
+        self.seen_B1TL = seen_B1TL
+        self._added: dict[tuple[int, int, torch.dtype], Tensor] = {}
+
+    def added(self, groups: int, each: int, dtype: torch.dtype) -> Tensor:
+        """0 or -inf for K ``groups`` of ``each`` heads, shape (B x K, H / K x T, L), or (1, ...) for all alike."""
+        asked = groups, each, dtype
+        if asked not in self._added:
+            seen_BTL = self.seen_B1TL[:, 0]
+            unseen_BTL = torch.zeros_like(seen_BTL, dtype=dtype).masked_fill_(~seen_BTL, -torch.inf)
+            of_heads = unseen_BTL.repeat(1, each, 1)
+            self._added[asked] = of_heads if len(of_heads) == 1 else of_heads.repeat_interleave(groups, 0)
+        return self._added[asked]
+
+
+def causal(queries: int, keys: int, device: torch.device) -> Mask:
+    """To all keys up to the query's own, the last query seeing all."""
+    return Mask(torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)[None, None])
+
+
+def products(query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask: Mask) -> Tensor:
+    """softmax(query . key) . value, shape (B, H, T, D); ``query`` is scaled already."""
     rows, heads, queries, width = query_BHTD.shape
     groups, keys = key_BKLD.shape[1:3]
     each = heads // groups
-    if mask_B1TL is None:
-        causal_TL = torch.ones(queries, keys, dtype=torch.bool, device=query_BHTD.device).tril(keys - queries)
-        mask_B1TL = causal_TL[None, None]
     # Added by the product itself: filling in takes a pass over the scores of all heads, and another one backwards.
-    unseen_B1TL = torch.zeros_like(mask_B1TL, dtype=query_BHTD.dtype).masked_fill_(~mask_B1TL, -torch.inf)
     score = torch.baddbmm(
-        unseen_B1TL[:, None].expand(rows, groups, each, queries, keys).reshape(rows * groups, each * queries, keys),
+        mask.added(groups, each, query_BHTD.dtype),
         query_BHTD.reshape(rows * groups, each * queries, width),
         key_BKLD.reshape(rows * groups, keys, width).transpose(1, 2),
     )

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
@@ -71,14 +71,13 @@ def _until_its_end() -> Iterator[None]:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except Abandoned:
-        raise
-    except BaseException:
-        ray.shutdown()
-        raise
-    ray.shutdown()
+    with ExitStack() as end:
+        end.callback(ray.shutdown)
+        try:
+            yield
+        except Abandoned:
+            end.pop_all()
+            raise
 
 
 def _told_address() -> dict[str, Any] | None:

@@ -1,11 +1,14 @@
+import json
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import processes
 import pytest
 import ray
+from filelock import FileLock
 
 from rayrec.config import Config
 from rayrec.run import Run
@@ -53,19 +56,37 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def uninterrupted(job_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """The whole pipeline of the smoke configuration, once for all tests."""
-    storage = tmp_path_factory.mktemp("uninterrupted")
-    options = [*SMOKE, "--set", f"storage={storage}"]
-    finished = processes.run(processes.job("full_pipeline", *options), job_env, storage / "log")
-    print(f"uninterrupted run: {finished.seconds:.0f} s")
-    return Pipeline(storage / "smoke", options, finished, job_env)
+
+    def run(storage: Path) -> Pipeline:
+        options = [*SMOKE, "--set", f"storage={storage}"]
+        finished = processes.run(processes.job("full_pipeline", *options), job_env, storage / "log")
+        return Pipeline(storage / "smoke", options, finished, job_env)
+
+    return _once("uninterrupted", tmp_path_factory, run)
 
 
 @pytest.fixture(scope="session")
 def next_items(job_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """The same of next items, with SASRecLLM."""
-    storage = tmp_path_factory.mktemp("next-items")
-    values = {**RERANKING, "storage": storage}
-    options = [*NEXT_ITEMS, *(option for key, value in values.items() for option in ("--set", f"{key}={value}"))]
-    finished = processes.run(processes.job("full_pipeline", *options), job_env, tmp_path_factory.mktemp("log"))
-    print(f"next items: {finished.seconds:.0f} s")
-    return Pipeline(storage / "smoke-next-item", options, finished, job_env)
+
+    def run(storage: Path) -> Pipeline:
+        values = {**RERANKING, "storage": storage}
+        options = [*NEXT_ITEMS, *(option for key, value in values.items() for option in ("--set", f"{key}={value}"))]
+        finished = processes.run(processes.job("full_pipeline", *options), job_env, storage / "log")
+        return Pipeline(storage / "smoke-next-item", options, finished, job_env)
+
+    return _once("next-items", tmp_path_factory, run)
+
+
+def _once(name: str, folders: pytest.TempPathFactory, run: Callable[[Path], Pipeline]) -> Pipeline:
+    """What the first of all test processes that asks for it runs in a folder of that name; the others wait."""
+    base = folders.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    told = Path(f"{shared}.json")
+    with FileLock(f"{shared}.lock"):
+        if not told.exists():
+            pipeline = run(shared)
+            print(f"{name}: {pipeline.finished.seconds:.0f} s")
+            told.write_text(json.dumps(asdict(pipeline), default=str))
+        held = json.loads(told.read_text())
+    return Pipeline(Path(held["folder"]), held["options"], processes.Finished(**held["finished"]), held["env"])

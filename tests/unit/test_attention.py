@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rayrec.models.attention import products
 from rayrec.models.backbone import load_backbone
+from rayrec.models.products import Mask, causal, products
 
 ROWS, HEADS, GROUPS, QUERIES, KEYS, WIDTH = 2, 6, 3, 5, 8, 4
 
@@ -28,7 +28,8 @@ def test_values_and_gradients_are_those_of_the_fused_kernel(mask: Tensor | None)
         for shape in ((ROWS, HEADS, QUERIES, WIDTH), (ROWS, GROUPS, KEYS, WIDTH), (ROWS, GROUPS, KEYS, WIDTH))
     ]
     seen = torch.ones(QUERIES, KEYS, dtype=torch.bool).tril(KEYS - QUERIES)[None, None] if mask is None else mask
-    ours = products(given[0] * 0.3, given[1], given[2], mask)
+    given_mask = causal(QUERIES, KEYS, torch.device("cpu")) if mask is None else Mask(mask)
+    ours = products(given[0] * 0.3, given[1], given[2], given_mask)
     theirs = F.scaled_dot_product_attention(*given, attn_mask=seen, scale=0.3, enable_gqa=True)
     weight = torch.randn_like(theirs)
     grads = [torch.autograd.grad((found * weight).sum(), given) for found in (ours, theirs)]
@@ -39,9 +40,9 @@ def test_values_and_gradients_are_those_of_the_fused_kernel(mask: Tensor | None)
 def test_a_backbone_attends_so_where_it_learns(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Tensor] = []
 
-    def watched(*given: Tensor) -> Tensor:
-        asked.append(given[0])
-        return products(*given)
+    def watched(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
+        asked.append(query)
+        return products(query, key, value, mask)
 
     backbone = load_backbone(tiny, answers=(1, 2), yes_only=False, dtype=torch.float32)
     states, length = torch.randn(2, 7, backbone.hidden), torch.tensor([7, 5])

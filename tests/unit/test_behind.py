@@ -1,10 +1,11 @@
 """Suffixes behind shared prefixes, or behind copies of them, against torch's attention over each whole sequence."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayrec.batch import SplitPrompt
@@ -19,6 +20,13 @@ OF = [1, 0, 1, 2, 0]
 SUFFIXES = [2, 5, 1, 3, 4]
 
 
+class GroupedAttention(nn.Module):
+    """What transformers' kernel asks of a layer."""
+
+    num_key_value_groups = HEADS // GROUPS
+    is_causal = True
+
+
 def prompt(prefixes: list[int]) -> SplitPrompt:
     return SplitPrompt(
         prefix_UP=torch.zeros(len(prefixes), max(prefixes), dtype=torch.int64),
@@ -29,7 +37,9 @@ def prompt(prefixes: list[int]) -> SplitPrompt:
     )
 
 
-@pytest.mark.parametrize("attend", [None, products, _fused], ids=["shared", "copies", "copies, fused"])
+@pytest.mark.parametrize(
+    "attend", [None, products, partial(_fused, GroupedAttention())], ids=["shared", "copies", "copies, fused"]
+)
 @pytest.mark.parametrize("prefixes", [[7, 2, 4], [3, 3, 3]], ids=["padded", "of one length"])
 def test_values_and_gradients_are_those_of_whole_sequences(prefixes: list[int], attend: Attend | None) -> None:
     torch.manual_seed(0)
@@ -65,8 +75,8 @@ def test_values_and_gradients_are_those_of_whole_sequences(prefixes: list[int], 
         with torch.no_grad():  # another kernel
             still_NHD = attend_behind(layout, 0, *states)
         torch.testing.assert_close(still_NHD, expected_NHD, atol=1e-6, rtol=1e-5)
-    assert layout.position_N.tolist() == position
-    assert layout.last_B.tolist() == [1, 7 - 1, 8 - 1, 11 - 1, 15 - 1] and int(filled(given).sum()) == count
+    assert layout.own.position_N.tolist() == position
+    assert layout.own.last_B.tolist() == [1, 7 - 1, 8 - 1, 11 - 1, 15 - 1] and int(filled(given).sum()) == count
 
     weight = torch.randn_like(found_NHD)
     learned = [query_HND, key_KND, value_KND]

@@ -9,12 +9,20 @@ from experiments import ROOT, experiment, with_system
 from rayrec.binding import EXPERIMENT, bind, is_bound
 from rayrec.errors import InputError
 from rayrec.experiment.settings import load_experiment
+from rayrec.settings import load
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_shipped_experiment_loads(path: Path) -> None:
     found = load_experiment(path)
     assert len(found.config.systems) >= 4 and found.config.name.startswith("experiment-")
+
+
+def test_the_best_configuration_is_what_its_table_shows() -> None:
+    shown = load_experiment(ROOT / "configs" / "experiments" / "ml1m_collm_llm.yaml")
+    row = shown.configuration("SASRecLLM, from SASRec with rated history + floor", seed=0)
+    best = load(ROOT / "configs" / "ml1m_best.yaml")
+    assert row.model_dump(exclude={"name"}) == best.model_dump(exclude={"name"})
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

@@ -11,7 +11,7 @@ from clicks import STAGES
 from experiments import addressed, experiment, with_system
 
 from rayrec import storage
-from rayrec.errors import DivergedError, InputError
+from rayrec.errors import Abandoned, DivergedError, InputError
 from rayrec.experiment import running
 from rayrec.experiment.pairs import Pair
 from rayrec.experiment.running import Failures, run_pairs
@@ -165,3 +165,56 @@ def test_a_failure_side_by_side_is_told_and_the_rest_goes_on(
     assert [pair.is_finished for pair in pairs] == [not pair.jobs for pair in pairs]
     assert failures.pairs == {pair.fingerprint: "out of memory" for pair in pairs if pair.jobs}
     assert capsys.readouterr().out.count("out of memory") == 6
+
+
+def test_what_cannot_be_looked_at_waits_for_those_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store fails for the second pair while the first one works."""
+    pairs = list(addressed(experiment(tmp_path)).values())
+    looked, makes = threading.Event(), running._makes
+    ended: list[str] = []
+
+    def look(pair: Pair) -> set[str]:
+        if pair is pairs[1]:
+            looked.set()
+            raise InputError("s3://runs: access denied")
+        return makes(pair)
+
+    def score(run: Run, systems: list[Any]) -> None:
+        assert looked.wait(20)
+        ended.append(run.folder)
+
+    monkeypatch.setattr(running, "_makes", look)
+    monkeypatch.setattr(running, "train_run", lambda run, stages, label: None)
+    monkeypatch.setattr(running, "score_systems", score)
+    with pytest.raises(InputError, match="access denied"):
+        run_pairs(pairs, Failures(), at_once=2)
+    assert ended == [pairs[0].run.folder]
+
+
+def test_whoever_interrupts_does_not_wait_and_nothing_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the pairs at work meet after it, such as a Ray that ends, is no failure of theirs."""
+    pairs = list(addressed(experiment(tmp_path)).values())
+    interrupted, met = threading.Event(), threading.Event()
+
+    def look(pair: Pair) -> set[str]:
+        if pair is pairs[1]:
+            raise KeyboardInterrupt
+        return {pair.fingerprint}
+
+    def train(run: Run, stages: list[StageName], *, label: str) -> None:
+        assert interrupted.wait(20)
+        met.set()
+        raise StageError("the cluster is gone")
+
+    monkeypatch.setattr(running, "_makes", look)
+    monkeypatch.setattr(running, "train_run", train)
+    failures, before = Failures(), set(threading.enumerate())
+    with pytest.raises(Abandoned):
+        run_pairs(pairs, failures, at_once=2)
+    assert not met.is_set()
+    interrupted.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
+    assert met.is_set() and failures.interrupted and failures.pairs == {}
