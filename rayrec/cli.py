@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rayrec.config import Config
+from rayrec.ending import end, end_at_once
 from rayrec.errors import Abandoned, InputError
 from rayrec.settings import load
 from rayrec.stages import StageName
@@ -46,7 +47,7 @@ def configured(options: argparse.Namespace, default: Path) -> Config:
 
 def run(job: Callable[[], None], *, interrupted: str = "the same command goes on from the last checkpoint") -> None:
     """Run a job and end the process: 0 done, 1 failed, 2 bad input, 130 ``interrupted``, which says what is left."""
-    sys.exit(_status(job, interrupted))
+    end(_status(job, interrupted))
 
 
 def _status(job: Callable[[], None], interrupted: str) -> int:
@@ -59,10 +60,9 @@ def _status(job: Callable[[], None], interrupted: str) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"interrupted; {interrupted}", file=sys.stderr, flush=True)
+        print(f"interrupted; {interrupted}", file=sys.stderr)
         if isinstance(stop, Abandoned):
-            sys.stdout.flush()
-            os._exit(_INTERRUPTED)  # past what Ray would do at an interpreter's end
+            end_at_once(_INTERRUPTED)
         return _INTERRUPTED
     except Exception as error:
         if os.environ.get("RAYREC_TRACEBACK"):

@@ -23,6 +23,26 @@ run(job)
 """
 
 
+ABORTING = """
+import os
+from rayrec.cli import run
+from rayrec.config.training import ClusterConfig
+from rayrec.training.cluster import connected
+
+class Late:
+    def __del__(self):
+        os.abort()  # as Ray's core was seen to, where an interpreter is taken apart
+
+late = Late()
+
+def job():
+    with connected(ClusterConfig()):
+        print("connected", end="")
+
+run(job)
+"""
+
+
 def assert_ends(job: processes.Running) -> processes.Finished:
     family = job.family()
     job.process.terminate()
@@ -38,6 +58,11 @@ def test_sigterm_ends_a_job_as_ctrl_c_does(job_env: dict[str, str], tmp_path: Pa
     with processes.running([sys.executable, "-c", WAITING], job_env, tmp_path) as job:
         processes.wait_until(lambda: job.ended or "connected" in job.output(), "Ray", timeout=120)
         assert_ends(job)
+
+
+def test_a_job_that_did_its_work_ends_well(job_env: dict[str, str], tmp_path: Path) -> None:
+    finished = processes.run([sys.executable, "-c", ABORTING], job_env, tmp_path).checked()
+    assert finished.out == "connected"
 
 
 @pytest.mark.full
