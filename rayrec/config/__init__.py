@@ -211,6 +211,7 @@ _YOUNGER = (
     "encoder.mask",
     "encoder.offset",
     "mapper.offset",
+    "fast.kept_prefixes_gb",
     "stages.pretrain_encoder.negatives",
     "stages.pretrain_encoder.calibration",
     *(f"stages.{stage}.judged_by" for stage in Config().stages.written),

@@ -11,6 +11,7 @@ Paper: section 5.2. Deviation: its equations 15 and 16 count a tied pair as lost
 common. ECE and the macro means are reported beside its metrics.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -49,13 +50,17 @@ def user_auc(user: npt.ArrayLike, label: npt.ArrayLike, score: npt.ArrayLike) ->
     index, rank = _numbered(np.asarray(user)), _dense_rank(scores)
     ranks = int(rank.max()) + 1
     key = (index * ranks + rank) * 2 + (np.asarray(label) == 1)
-    key.sort()
+    return _areas(key, lambda run: run // ranks)
 
+
+def _areas(key: IntArray, owner_of: Callable[[IntArray], IntArray]) -> FloatArray:
+    """AUC of each user 0, 1, ...; of a row's key the last bit is the label, the rest tells user and score, in order."""
+    key.sort()
     run = key >> 1  # rows of one user with equal scores
     starts = np.flatnonzero(np.r_[True, run[1:] != run[:-1]])
     ups = np.add.reduceat(key & 1, starts)
     downs = np.diff(starts, append=len(key)) - ups
-    owner = run[starts] // ranks
+    owner = owner_of(run[starts])
     positives, negatives = np.bincount(owner, ups), np.bincount(owner, downs)
     below = np.cumsum(downs) - downs - (np.cumsum(negatives) - negatives)[owner]  # of the same user only
     return _ratio(np.bincount(owner, ups * (below + downs / 2)), positives * negatives, empty=np.nan)
@@ -82,9 +87,18 @@ def _dense_rank(scores: FloatArray) -> IntArray:
 
 
 def auc(label: npt.ArrayLike, score: npt.ArrayLike) -> float:
-    """Area under the ROC curve; ties count one half. NaN without both classes. Equals ``roc_auc_score``."""
-    value = user_auc(np.zeros(np.size(label), dtype=np.int64), label, score)
-    return float(value[0]) if len(value) else float("nan")
+    """Area under the ROC curve; ties count one half. NaN without both classes. Equals ``roc_auc_score``.
+
+    The bits of a positive number are in its order, so that probabilities need no ranks.
+    """
+    scores = np.asarray(score, dtype=np.float64) + 0.0  # no -0.0
+    if not len(scores):
+        return float("nan")
+    if scores.min() >= 0 and scores.max() < 2:  # then the two highest bits are free
+        (value,) = _areas(scores.view(np.int64) * 2 + (np.asarray(label) == 1), np.zeros_like)
+    else:
+        (value,) = user_auc(np.zeros(len(scores), dtype=np.int64), label, scores)
+    return float(value)
 
 
 def uauc(user: npt.ArrayLike, label: npt.ArrayLike, score: npt.ArrayLike) -> tuple[float, int]:

@@ -6,7 +6,7 @@ transformers and peft are imported where they are used: that takes seconds, whic
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -36,6 +36,17 @@ class WordLoss(nn.Module):
     def forward(self, states_NH: Tensor, token_N: Tensor) -> Tensor:
         """Mean of -log p of each state's next token, fp32 scalar; 0 where N is 0."""
         return catalogue_cross_entropy(states_NH, self.weight_VH, token_N)
+
+
+class Prefixes(NamedTuple):
+    """What the decoder has read of prefixes: the keys and values of every layer, of shape (U, K heads, P, D) each."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @property
+    def bytes(self) -> int:
+        return sum(state.nbytes for state in (*self.keys, *self.values))
 
 
 class Backbone(nn.Module):
@@ -96,28 +107,41 @@ class Backbone(nn.Module):
         return loss
 
     def answer_split(
-        self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt, *, prefix_learns: bool
+        self,
+        prefix_UPH: Tensor,
+        suffix_BSH: Tensor,
+        prompt: SplitPrompt,
+        *,
+        prefix_learns: bool,
+        read: Prefixes | None = None,
     ) -> Tensor:
         """The same logits for prompts cut in two, shape (B,); every prefix is computed once.
 
         Where nothing left of the cut learns, the prefixes run without gradient and leave their keys and values: copied
         for each row where suffixes learn, shared where they are only scored. Else, or where that saves neither
         gradients nor tokens, prefix and suffixes make up one sequence, in which a suffix sees its prefix and itself.
+        ``read``: the prefixes, as ``read_prefixes`` left them.
         """
+        if read is not None:
+            return self._logit(self._behind(read, suffix_BSH, prompt))
         learns = torch.is_grad_enabled()
         shares_nothing = len(prefix_UPH) == len(suffix_BSH)
         if prefix_learns or (self.recomputes if learns else shares_nothing) or not self.parts_suffixes:
             last_BH = self._packed(prefix_UPH, suffix_BSH, prompt)
         else:
-            last_BH = self._behind(prefix_UPH, suffix_BSH, prompt)
+            last_BH = self._behind(self.read_prefixes(prefix_UPH), suffix_BSH, prompt)
         return self._logit(last_BH)
 
-    def _behind(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
+    @torch.no_grad()
+    def read_prefixes(self, prefix_UPH: Tensor) -> Prefixes:
+        """What stays the same for every suffix as long as no weight changes; only where suffixes can be parted."""
+        layers = self.decoder(inputs_embeds=prefix_UPH, use_cache=True).past_key_values.layers
+        return Prefixes([layer.keys for layer in layers], [layer.values for layer in layers])
+
+    def _behind(self, prefixes: Prefixes, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
         """All suffixes as one sequence without padding."""
-        with torch.no_grad():
-            layers = self.decoder(inputs_embeds=prefix_UPH, use_cache=True).past_key_values.layers
         lay = lay_copies if torch.is_grad_enabled() else lay_out
-        layout = lay(prompt, [layer.keys for layer in layers], [layer.values for layer in layers])
+        layout = lay(prompt, prefixes.keys, prefixes.values)
         states_1NH = self._unpadded(suffix_BSH[filled(prompt)], layout.own.position_N, layout)
         last_BH: Tensor = states_1NH[0, layout.own.last_B]
         return last_BH

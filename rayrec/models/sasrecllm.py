@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rayrec.batch import Batch, Prompt, SplitPrompt
 from rayrec.config import Config
 from rayrec.config.model import EncoderConfig
-from rayrec.models.backbone import Backbone, add_lora, empty_backbone, load_backbone
+from rayrec.models.backbone import Backbone, Prefixes, add_lora, empty_backbone, load_backbone
 from rayrec.models.bert4rec import BERT4Rec
 from rayrec.models.encoder import Encoder
 from rayrec.models.factors import MF, NeuMF
@@ -30,12 +30,12 @@ class SASRecLLM(nn.Module):
         super().__init__()
         self.encoder, self.mapper, self.backbone = encoder, mapper, backbone
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Logit of "like" for each row, fp32, shape (B,)."""
+    def forward(self, batch: Batch, read: Prefixes | None = None) -> Tensor:
+        """Logit of "like" for each row, fp32, shape (B,); ``read`` of the batch's prefixes, where that was done."""
         if batch.prompt is None:
             assert self.encoder is not None
             return self.encoder.score(batch)
-        answer_B = self._answer(batch)
+        answer_B = self._answer(batch, read)
         if self.mapper is None or self.mapper.offset is None:
             return answer_B
         score_B: Tensor = self.mapper.offset(answer_B, self._start(batch, self.mapper))
@@ -48,13 +48,23 @@ class SASRecLLM(nn.Module):
         assert self.encoder is not None
         return self.encoder.score(batch)
 
-    def _answer(self, batch: Batch) -> Tensor:
+    def read_prefixes(self, batch: Batch) -> Prefixes | None:
+        """What frozen layers make of a split batch's prefixes, which must hold no soft token.
+
+        None where the architecture's attention cannot be replaced by one that parts prompts.
+        """
+        assert self.backbone is not None and isinstance(batch.prompt, SplitPrompt)
+        if not self.backbone.parts_suffixes:
+            return None
+        return self.backbone.read_prefixes(self.backbone.embed(batch.prompt.prefix_UP))
+
+    def _answer(self, batch: Batch, read: Prefixes | None) -> Tensor:
         """The language model's logit, shape (B,)."""
         assert self.backbone is not None and batch.prompt is not None
         if isinstance(batch.prompt, SplitPrompt):
             prefix_UPH, suffix_BSH = self._embed_split(batch, batch.prompt)
             learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.backbone.parameters())
-            return self.backbone.answer_split(prefix_UPH, suffix_BSH, batch.prompt, prefix_learns=learns)
+            return self.backbone.answer_split(prefix_UPH, suffix_BSH, batch.prompt, prefix_learns=learns, read=read)
         embeddings = self._embed(batch, batch.prompt)
         return self.backbone.answer(embeddings, batch.prompt.length_B)
 

@@ -23,6 +23,7 @@ from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.sessions import Index, Sessions
 from rayrec.stages import VALID_K, Metric, Task
 from rayrec.training.job import StageJob
+from rayrec.training.kept import KeptPrefixes, kept_bytes
 from rayrec.training.lists import Lister
 
 Scores = NDArray[np.float64]
@@ -30,11 +31,23 @@ _T = TypeVar("_T")
 
 
 @torch.no_grad()
-def score_rows(model: SASRecLLM, rows: OpenRows, ids: Ids, config: Config, device: torch.device) -> Scores:
-    """Probability of "like" for each row of ``ids``, shape (len(ids),); one forward pass."""
-    cut = Cut.TITLE if config.fast.split_prompts else Cut.NOWHERE
+def score_rows(
+    model: SASRecLLM,
+    rows: OpenRows,
+    ids: Ids,
+    config: Config,
+    device: torch.device,
+    *,
+    kept: KeptPrefixes | None = None,
+) -> Scores:
+    """Probability of "like" for each row of ``ids``, shape (len(ids),); one forward pass.
+
+    ``kept``: what earlier passes over the same ``ids`` need not read again.
+    """
+    cut = Cut.NOWHERE if not config.fast.split_prompts else Cut.TITLE if kept is None else Cut.LEARNING
     batch = collate(rows.fetch(ids), config.mapper.tokens, cut).to(device)
-    return torch.sigmoid(model(batch).double()).cpu().numpy()
+    read = None if kept is None else kept.of(model, batch, int(ids[0]))
+    return torch.sigmoid(model(batch, read).double()).cpu().numpy()
 
 
 class Validator(Protocol):
@@ -54,7 +67,8 @@ def open_validator(job: StageJob) -> Validator:
         return AnswerValidator(rows, batches, job.config)
     if job.spec.reads.asks(job.config.data.task) is Task.NEXT_ITEM:
         return ListValidator(rows, batches, job.config, training_counts(job.data))
-    return ScoreValidator(rows, batches, job.config)
+    most = kept_bytes(job)
+    return ScoreValidator(rows, batches, job.config, KeptPrefixes(most) if most else None)
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,7 @@ class ScoreValidator:
     rows: OpenRows
     batches: list[Ids]
     config: Config
+    kept: KeptPrefixes | None = None  # of frozen layers
 
     def evaluate(self, model: SASRecLLM, device: torch.device) -> dict[str, float]:
         model.set_mode(())
@@ -79,7 +94,7 @@ class ScoreValidator:
         }
 
     def _scores(self, model: SASRecLLM, device: torch.device, ids: Ids) -> Scores:
-        return score_rows(model, self.rows, ids, self.config, device)
+        return score_rows(model, self.rows, ids, self.config, device, kept=self.kept)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build, traina
 from rayrec.stages import History
 from rayrec.training.engine import LIVE, bucket_size
 from rayrec.training.job import StageJob
+from rayrec.training.kept import kept_bytes
 
 TOKENS = 256  # of a prompt, assumed: ten titles seldom need more
 # NF4: half a byte; of each 64 weights one constant of a byte, of each 256 of these one of four bytes. QLoRA, section 3.
@@ -38,7 +39,7 @@ class Footprint:
     gradients: float
     optimizer: float  # fp32 copies of what is trained, and Adam's moments
     activations: float  # kept for the backward pass of one micro-batch
-    buffers: float  # gathered weights and gradients; the CUDA context
+    buffers: float  # gathered weights and gradients; kept prefixes; the CUDA context
     host: float  # what is offloaded
 
     @property
@@ -69,7 +70,7 @@ def footprint(job: StageJob, shape: ModelShape, *, tokens: int = TOKENS) -> Foot
     optimizer = trained * (12 if low else 8) / (workers if engine.zero_stage else 1)
     gradients = trained * width + (trained * _FP32 / (workers if engine.zero_stage > 1 else 1) if low else 0)
     live = min(total, LIVE) * width if engine.zero_stage == 3 else 0
-    buffers = live + (bucket_size(sizes) * width if engine.zero_stage else 0)
+    buffers = live + (bucket_size(sizes) * width if engine.zero_stage else 0) + kept_bytes(job)
     offloaded = {"none": 0.0, "optimizer": optimizer, "all": optimizer + weights}[engine.offload]
     return Footprint(
         trainable=trained,

@@ -78,7 +78,11 @@ def test_names_that_were_bound_before_a_setting_came_stay_bound() -> None:
         "smoke": "c26e2be678c886a884d6a41ff2bdad30cd71d1eb19482c773915d82d1a592336",
     }
     said = ["encoder.history=liked", "encoder.mask=0.2", "encoder.offset=null", "mapper.offset=null"]
-    said += ["stages.pretrain_encoder.negatives=256", "stages.pretrain_encoder.calibration=0.75"]
+    said += [
+        "fast.kept_prefixes_gb=0.25",
+        "stages.pretrain_encoder.negatives=256",
+        "stages.pretrain_encoder.calibration=0.75",
+    ]
     for path in CONFIGS:
         for overrides in ([], said) if path.stem in before else ():
             assert fingerprint(identity(load(path, overrides))) == before[path.stem]

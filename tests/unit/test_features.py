@@ -59,7 +59,7 @@ def relabelled(rows: pa.Table, labels: np.ndarray) -> pa.Table:
 
 def fitted_to(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Positions and features of the training rows, in order."""
-    ids, found = training_features(rows, Seen.of(rows), YEARS, ONE.blocks, prior=ONE.prior, factors=ONE.factors)
+    ids, (found,) = training_features(rows, Seen.of(rows), YEARS, ONE.blocks, [ONE.counting])
     order = np.argsort(ids)
     return ids[order], found[order]
 
@@ -97,7 +97,17 @@ def test_random_labels_are_not_told_by_their_own_features() -> None:
 
 
 def whole(rows: pa.Table) -> Past:
-    return Seen.of(rows).past(len(rows), YEARS, prior=ONE.prior, factors=ONE.factors)
+    (past,) = Seen.of(rows).pasts(len(rows), YEARS, [ONE.counting])
+    return past
+
+
+def test_pasts_that_share_a_likeness_are_those_that_do_not() -> None:
+    rows = table()
+    seen, ids = Seen.of(rows), np.arange(100)
+    settings = [ONE.counting, replace(ONE, prior=20.0).counting]
+    shared = [describe(past, rows, ids) for past in seen.pasts(800, YEARS, settings)]
+    alone = [describe(past, rows, ids) for setting in settings for past in seen.pasts(800, YEARS, [setting])]
+    assert np.array_equal(shared, alone) and not np.array_equal(shared[0], shared[1])
 
 
 def test_rows_of_one_time_are_in_one_block() -> None:
@@ -163,7 +173,7 @@ def test_neighbours_against_a_loop() -> None:
         for user, item, label in zip(users.tolist(), items.tolist(), labels.tolist(), strict=True)
     ]
     appeal = [label - rate(users, user) for user, label in zip(users.tolist(), labels.tolist(), strict=True)]
-    similar, target, user = seen._co_rated.toarray(), 5, 3
+    similar, target, user = seen._alike.by_raters.toarray(), 5, 3
     rated: dict[int, float] = defaultdict(float)
     for row in np.flatnonzero(users == user):
         rated[int(items[row])] += residual[row]
@@ -179,7 +189,7 @@ def test_neighbours_against_a_loop() -> None:
 
 def test_likes_against_a_loop() -> None:
     seen = whole(table(600))
-    similar = seen._co_liked.toarray()
+    similar = seen._alike.by_likers.toarray()
     history = [int(item) for item in np.random.default_rng(0).integers(1, ITEMS, 14)]
     found = [column[1] for column in seen._of_likes(np.array([1, 6]), asked([0, 0], [1, 6], [[], history]).liked)]
     alike = [similar[6, item] for item in history]

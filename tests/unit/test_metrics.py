@@ -66,6 +66,8 @@ def test_auc_by_hand() -> None:
     assert auc(LABEL, SCORE) == float(Fraction(15, 2) / 12)
     assert auc([0, 1, 0, 1], [0.5] * 4) == 0.5
     assert auc([0, 1], [0.1, 0.2]) == 1.0
+    assert auc([0, 1], [-0.0, 0.0]) == 0.5  # whose bits differ
+    assert auc([0, 1, 1], [-3.0, -5.0, 7.0]) == auc([0, 1, 1], [2.0, 1.0, 3.0]) == 0.5  # no probabilities
 
 
 def test_log_loss_by_hand() -> None:

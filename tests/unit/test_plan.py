@@ -195,7 +195,7 @@ class Rows:
 
 @pytest.mark.parametrize("batch", [16, 399, 400])  # 399: two batches, fewer than there are workers
 def test_scores_do_not_depend_on_the_number_of_workers(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def score(model: Any, rows: Any, ids: np.ndarray, *_: Any) -> np.ndarray:
+    def score(model: Any, rows: Any, ids: np.ndarray, *_: Any, kept: None) -> np.ndarray:
         return np.sin(ids + ids.sum()) / 2 + 0.5  # a row's score depends on its batch, as rounding does
 
     model = SimpleNamespace(set_mode=lambda trained: None)

@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from rayrec.models.baselines.past import Asked, IntArray, Past
+from rayrec.models.baselines.past import Asked, IntArray, Likeness, Past
 from rayrec.models.baselines.rates import FloatArray
 
 Ids = npt.NDArray[np.int64]  # positions of rows
@@ -41,6 +41,13 @@ class Rows(Protocol):
         """The rows at these positions, in that order."""
 
 
+class Counting(NamedTuple):
+    """How the past is counted."""
+
+    prior: float
+    factors: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One setting of the hyper-parameters."""
@@ -50,18 +57,22 @@ class Candidate:
     factors: int  # of the residuals' approximation
     C: float  # inverse strength of the regression's penalty
 
+    @property
+    def counting(self) -> Counting:
+        return Counting(self.prior, self.factors)
+
 
 CANDIDATES: Final = tuple(
     Candidate(blocks=blocks, prior=prior, factors=16, C=C)
-    for prior, blocks, C in itertools.product((5.0, 20.0), (10, 20), (1e-3, 1e-2, 1e-1))
+    for blocks, prior, C in itertools.product((10, 20), (5.0, 20.0), (1e-3, 1e-2, 1e-1))
 )
 
 
 class FeatureFloor:
     """p(like) of a standardised logistic regression; the mean of the ``kept`` candidates best on the valid rows.
 
-    Memory: 17 bytes a training row, 164 for each of at most ``MOST_ROWS`` that the regression is fitted to (41 features
-    in float32), and a `Past` for each candidate kept, and one more while fitting.
+    Memory: 17 bytes a training row; for each prior among the candidates a `Past`, and 164 bytes for each of at most
+    ``MOST_ROWS`` rows that the regression is fitted to (41 features in float32).
     """
 
     def __init__(
@@ -73,7 +84,7 @@ class FeatureFloor:
             titles: of all items by id; a release year is read off their ends.
             judge: of a candidate's scores on the valid rows; more is better.
             kept: how many candidates are averaged.
-            candidates: those with the same ``prior``, ``factors`` and ``blocks`` should be neighbours: they share work.
+            candidates: those with the same ``blocks`` should be neighbours: they share work.
         """
         self._years = release_years(titles)
         self._judge, self._most, self._candidates = judge, kept, candidates
@@ -92,15 +103,17 @@ class FeatureFloor:
         """
         seen, judged = Seen.of(train), Seen.of(valid)
         self._kept = []
-        for (prior, factors), alike in itertools.groupby(self._candidates, lambda one: (one.prior, one.factors)):
-            past = seen.past(len(train), self._years, prior=prior, factors=factors)
-            described = describe(past, valid, np.arange(len(valid)))
-            for blocks, group in itertools.groupby(alike, lambda one: one.blocks):
-                ids, features = training_features(train, seen, self._years, blocks, prior=prior, factors=factors)
-                for candidate in group:
-                    model = _regression(candidate).fit(features, seen.labels[ids])
-                    score = self._judge(judged.users, judged.labels, model.predict_proba(described)[:, 1])
-                    self._keep(_Fitted(score, candidate, past, model))
+        settings = list(dict.fromkeys(one.counting for one in self._candidates))
+        pasts = dict(zip(settings, seen.pasts(len(train), self._years, settings), strict=True))
+        described = {setting: describe(past, valid, np.arange(len(valid))) for setting, past in pasts.items()}
+        for blocks, group in itertools.groupby(self._candidates, lambda one: one.blocks):
+            ids, found = training_features(train, seen, self._years, blocks, settings)
+            features = dict(zip(settings, found, strict=True))
+            for candidate in group:
+                setting = candidate.counting
+                model = _regression(candidate).fit(features[setting], seen.labels[ids])
+                score = self._judge(judged.users, judged.labels, model.predict_proba(described[setting])[:, 1])
+                self._keep(_Fitted(score, candidate, pasts[setting], model))
         return self
 
     def predict(self, rows: Rows) -> FloatArray:
@@ -164,15 +177,17 @@ class Seen:
                 column[ids] = chunk[name].to_numpy()
         return cls(*columns)
 
-    def past(self, end: int, years: FloatArray, *, prior: float, factors: int) -> Past:
-        """What the first ``end`` rows tell."""
-        return Past(self.users[:end], self.items[:end], self.labels[:end], years, prior=prior, factors=factors)
+    def pasts(self, end: int, years: FloatArray, settings: Sequence[Counting]) -> list[Past]:
+        """What the first ``end`` rows tell, counted in each way; the likeness of items does not depend on it."""
+        rows = self.users[:end], self.items[:end], self.labels[:end]
+        alike = Likeness.of(*rows, len(years))
+        return [Past(*rows, years, **setting._asdict(), alike=alike) for setting in settings]
 
 
 def training_features(
-    train: Rows, seen: Seen, years: FloatArray, blocks: int, *, prior: float, factors: int
-) -> tuple[Ids, npt.NDArray[np.float32]]:
-    """Positions of the training rows to fit to, and their features, each row's from the blocks before its own.
+    train: Rows, seen: Seen, years: FloatArray, blocks: int, settings: Sequence[Counting]
+) -> tuple[Ids, list[npt.NDArray[np.float32]]]:
+    """Positions of the training rows to fit to, and by each way to count their features, from the blocks before theirs.
 
     Above ``MOST_ROWS`` the newest blocks are taken, and of the oldest among them a seeded sample.
 
@@ -181,16 +196,16 @@ def training_features(
     """
     starts = _blocks_of(train, seen, blocks)
     random, left = np.random.default_rng(_SEED), MOST_ROWS
-    found: list[tuple[Ids, npt.NDArray[np.float32]]] = []
+    found: list[tuple[Ids, list[npt.NDArray[np.float32]]]] = []
     for start, end in reversed(list(itertools.pairwise([*starts[1:], len(train)]))):
         ids = np.arange(start, end)
         if len(ids) > left:
             ids = np.sort(random.choice(ids, left, replace=False))
         if len(ids):
-            past = seen.past(start, years, prior=prior, factors=factors)
-            found.append((ids, describe(past, train, ids)))
+            found.append((ids, [describe(past, train, ids) for past in seen.pasts(start, years, settings)]))
         left -= len(ids)
-    return np.concatenate([ids for ids, _ in found]), np.concatenate([features for _, features in found])
+    each = zip(*(features for _, features in found), strict=True)
+    return np.concatenate([ids for ids, _ in found]), [np.concatenate(features) for features in each]
 
 
 def _cross_fitted(candidate: Candidate, train: Rows, seen: Seen, years: FloatArray) -> FloatArray:
@@ -199,7 +214,7 @@ def _cross_fitted(candidate: Candidate, train: Rows, seen: Seen, years: FloatArr
     random, share = np.random.default_rng(_SEED), MOST_ROWS // (len(starts) - 1)
 
     def described(block: Ids, ids: Ids) -> npt.NDArray[np.float32]:
-        past = seen.past(int(block[0]), years, prior=candidate.prior, factors=candidate.factors)
+        (past,) = seen.pasts(int(block[0]), years, [candidate.counting])
         return describe(past, train, ids)
 
     _, *blocks = (np.arange(start, end) for start, end in itertools.pairwise([*starts, len(train)]))

@@ -85,18 +85,50 @@ class Entries:
         return greatest
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """How alike items are by who rated or liked them up to a moment, going by the ``NEWEST`` rows of each user.
+
+    Memory: 8 bytes for each ordered pair of items that a user has both rated, or liked: at most 100 pairs a row.
+    """
+
+    newest: npt.NDArray[np.bool_]  # which rows they are; shape (rows,)
+    by_raters: sparse.csr_matrix  # shape (items + 1, items + 1), as ``Past`` counts them
+    by_likers: sparse.csr_matrix
+
+    @classmethod
+    def of(cls, users: IntArray, items: IntArray, labels: IntArray, titled: int) -> "Likeness":
+        """Of rows in the order of time, shape (rows,) each; ``titled`` items have an id.
+
+        Raises:
+            ValueError: there are no rows, or an id is negative.
+        """
+        shape, newest = _shape(users, items, titled), _newest(users)
+        users, items, liked = users[newest], items[newest], labels[newest] == 1
+        raters = _matrix(users, items, np.ones(len(users)), shape)
+        likers = _matrix(users[liked], items[liked], np.ones(int(liked.sum())), shape)
+        return cls(newest, _similarity(raters), _similarity(likers))
+
+
 class Past:
     """Likes and dislikes up to a moment. Users and items that they do not name are described as unknown.
 
     A label is explained first by plain averages, as by the bias floor; what is left of it, the residual
     r = label - clip(rate of the user + rate of the item - mean, 0, 1), is what neighbours, factors and slopes are of.
 
-    Memory: about 50 bytes a row while it is made, and 8 for each ordered pair of items that a user has both rated, or
-    liked, among the ``NEWEST`` rows: at most 100 pairs a row.
+    Memory: about 50 bytes a row while it is made, and its likeness of items.
     """
 
     def __init__(
-        self, users: IntArray, items: IntArray, labels: IntArray, years: FloatArray, *, prior: float, factors: int
+        self,
+        users: IntArray,
+        items: IntArray,
+        labels: IntArray,
+        years: FloatArray,
+        *,
+        prior: float,
+        factors: int,
+        alike: Likeness | None = None,
     ) -> None:
         """Counts and compares.
 
@@ -107,35 +139,34 @@ class Past:
             years: release years of all items by id, NaN for unknown; shape (items,).
             prior: rows' worth of the mean that every user and item starts with.
             factors: rank of the approximation of the residuals.
+            alike: ``Likeness.of`` the same rows, where several pasts share it.
 
         Raises:
             ValueError: there are no rows, or an id is negative.
         """
-        self._average(users, items, labels, len(years), prior)
+        self._alike = alike or Likeness.of(users, items, labels, len(years))
+        self._shape = _shape(users, items, len(years))
+        self._average(users, items, labels, prior)
         self._decade = _decades(years, self._shape[1])
         expected = np.clip(self._user_rate[users] + self._item_rate[items] - self._mean, 0, 1)
         residual = labels - expected
         appeal = np.bincount(items, labels - self._user_rate[users], self._shape[1])  # whoever happened to rate it
-        self._user_factors, self._item_factors = _factorised(self._matrix(users, items, residual), factors)
+        self._user_factors, self._item_factors = _factorised(_matrix(users, items, residual, self._shape), factors)
 
-        newest = _newest(users)
-        users, items, liked, residual = users[newest], items[newest], labels[newest] == 1, residual[newest]
-        self._rated = self._matrix(users, items, residual)
-        self._co_rated = _similarity(self._matrix(users, items, np.ones(len(users))))
-        self._co_liked = _similarity(self._matrix(users[liked], items[liked], np.ones(int(liked.sum()))))
-        near = self._co_rated.power(3)  # a share of the raters is soon had by chance: what counts is a large one
+        newest = self._alike.newest
+        users, items, residual = users[newest], items[newest], residual[newest]
+        self._rated = _matrix(users, items, residual, self._shape)
+        near = self._alike.by_raters.power(3)  # a share of the raters is soon had by chance: what counts is a large one
         self._near_appeal = (near @ appeal) / (near @ self._item_rows + _NEAR)
         self._slopes = [
             _Slopes(users, items, of_item, residual, self._shape[0])
             for of_item in (self._decade, self._popularity, self._item_rate)
         ]
 
-    def _average(self, users: IntArray, items: IntArray, labels: IntArray, titled: int, prior: float) -> None:
+    def _average(self, users: IntArray, items: IntArray, labels: IntArray, prior: float) -> None:
         of_users, of_items = Rates(), Rates()
         of_users.add(users, labels)
         of_items.add(items, labels)
-        # The last row and the last column are nobody's and nothing's: they stay empty.
-        self._shape = (len(of_users.rows) + 1, max(len(of_items.rows), titled) + 1)
         all_users, all_items = (np.arange(size) for size in self._shape)
         self._mean = of_users.overall()
         self._user_rate = of_users.smoothed(all_users, self._mean, prior)
@@ -179,7 +210,7 @@ class Past:
         of_user = self._rated[users]
         rated = Entries.of(np.diff(of_user.indptr), of_user.indices, of_user.data)
         found = []
-        for similarity in (self._co_rated, self._co_liked):
+        for similarity in (self._alike.by_raters, self._alike.by_likers):
             near = _looked_up(similarity, items[rated.row], rated.item)
             total, weight = rated.total(near * rated.weight), rated.total(near)
             found += [total, total / np.sqrt(weight + 1)]
@@ -188,7 +219,7 @@ class Past:
     def _of_likes(self, items: IntArray, liked: Entries) -> list[FloatArray]:
         """How alike the target and the liked items are, and what these are like."""
         item = np.minimum(liked.item, self._shape[1] - 1)
-        alike = _looked_up(self._co_liked, items[liked.row], item)
+        alike = _looked_up(self._alike.by_likers, items[liked.row], item)
         recent = np.where(liked.age < _RECENT, alike, 0)
         decade = liked.mean(self._decade[item])
         return [
@@ -202,9 +233,6 @@ class Past:
             decade,
             np.abs(self._decade[items] - decade),
         ]
-
-    def _matrix(self, users: IntArray, items: IntArray, values: FloatArray) -> sparse.csr_matrix:
-        return sparse.csr_matrix((values.astype(np.float32), (users, items)), self._shape)
 
 
 class _Slopes:
@@ -223,6 +251,17 @@ class _Slopes:
     def at(self, users: IntArray, items: IntArray) -> FloatArray:
         found: FloatArray = self._slope[users] * (self._of_item[items] - self._mean[users])
         return found
+
+
+def _shape(users: IntArray, items: IntArray, titled: int) -> tuple[int, int]:
+    """Of users x items. The last row and the last column are nobody's and nothing's: they stay empty."""
+    if not len(users):
+        raise ValueError("no training rows were seen; call fit or update first")
+    return int(users.max()) + 2, max(int(items.max()) + 1, titled) + 1
+
+
+def _matrix(users: IntArray, items: IntArray, values: FloatArray, shape: tuple[int, int]) -> sparse.csr_matrix:
+    return sparse.csr_matrix((values.astype(np.float32), (users, items)), shape)
 
 
 def _decades(years: FloatArray, size: int) -> FloatArray:
