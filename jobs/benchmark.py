@@ -8,7 +8,7 @@ python jobs/benchmark.py --config configs/benchmark/next_items.yaml
 
 from pathlib import Path
 
-from rayrec import cli
+from rayrec import cli, ending
 from rayrec.benchmark.settings import Benchmark
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "benchmark" / "default.yaml"
@@ -21,4 +21,5 @@ def act(benchmark: Benchmark) -> None:
 
 
 if __name__ == "__main__":
-    cli.main_for_benchmark(__doc__ or "", DEFAULT, act)
+    with ending.process():
+        cli.main_for_benchmark(__doc__ or "", DEFAULT, act)

@@ -7,7 +7,7 @@ python jobs/experiment.py --config configs/experiments/ml100k.yaml --set 'seeds=
 
 from pathlib import Path
 
-from rayrec import cli
+from rayrec import cli, ending
 from rayrec.experiment.settings import Experiment
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "experiments" / "ml100k.yaml"
@@ -20,4 +20,5 @@ def act(experiment: Experiment) -> None:
 
 
 if __name__ == "__main__":
-    cli.main_for_experiment(__doc__ or "", DEFAULT, act)
+    with ending.process():
+        cli.main_for_experiment(__doc__ or "", DEFAULT, act)

@@ -7,7 +7,7 @@ ray job submit --working-dir . -- python jobs/full_pipeline.py --config configs/
 
 from pathlib import Path
 
-from rayrec import cli
+from rayrec import cli, ending
 from rayrec.config import Config
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "ml100k_smollm2.yaml"
@@ -20,4 +20,5 @@ def act(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(__doc__ or "", DEFAULT, act)
+    with ending.process():
+        cli.main(__doc__ or "", DEFAULT, act)

@@ -6,7 +6,7 @@ python jobs/prepare.py --config configs/ml1m_tinyllama_t4.yaml
 
 from pathlib import Path
 
-from rayrec import cli
+from rayrec import cli, ending
 from rayrec.config import Config
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "ml100k_smollm2.yaml"
@@ -19,4 +19,5 @@ def act(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(__doc__ or "", DEFAULT, act)
+    with ending.process():
+        cli.main(__doc__ or "", DEFAULT, act)

@@ -6,7 +6,7 @@ python jobs/recommend.py --run runs/ml100k-smollm2 --system sasrec --sessions se
 
 from typing import TYPE_CHECKING
 
-from rayrec import cli
+from rayrec import cli, ending
 
 if TYPE_CHECKING:
     from rayrec.recommendation.job import Order
@@ -19,4 +19,5 @@ def act(order: "Order") -> None:
 
 
 if __name__ == "__main__":
-    cli.main_for_recommendation(__doc__ or "", act)
+    with ending.process():
+        cli.main_for_recommendation(__doc__ or "", act)

@@ -7,7 +7,7 @@ python jobs/search.py --config configs/search/lora.yaml --set budget.trials=20
 
 from pathlib import Path
 
-from rayrec import cli
+from rayrec import cli, ending
 from rayrec.search.config import Search
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "search" / "encoder.yaml"
@@ -20,4 +20,5 @@ def act(search: Search) -> None:
 
 
 if __name__ == "__main__":
-    cli.main_for_search(__doc__ or "", DEFAULT, act)
+    with ending.process():
+        cli.main_for_search(__doc__ or "", DEFAULT, act)

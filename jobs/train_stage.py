@@ -7,7 +7,7 @@ python jobs/train_stage.py tune_hybrid --set stages.tune_hybrid.starts_from.enco
 
 from pathlib import Path
 
-from rayrec import cli
+from rayrec import cli, ending
 from rayrec.config import Config
 from rayrec.stages import StageName
 
@@ -21,4 +21,5 @@ def act(config: Config, stage: StageName) -> None:
 
 
 if __name__ == "__main__":
-    cli.main_for_stage(__doc__ or "", DEFAULT, act)
+    with ending.process():
+        cli.main_for_stage(__doc__ or "", DEFAULT, act)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rayrec import ending
 from rayrec.config import Config
-from rayrec.ending import end, end_at_once
 from rayrec.errors import Abandoned, InputError
 from rayrec.settings import load
 from rayrec.stages import StageName
@@ -47,7 +47,7 @@ def configured(options: argparse.Namespace, default: Path) -> Config:
 
 def run(job: Callable[[], None], *, interrupted: str = "the same command goes on from the last checkpoint") -> None:
     """Run a job and end the process: 0 done, 1 failed, 2 bad input, 130 ``interrupted``, which says what is left."""
-    end(_status(job, interrupted))
+    sys.exit(_status(job, interrupted))
 
 
 def _status(job: Callable[[], None], interrupted: str) -> int:
@@ -62,7 +62,7 @@ def _status(job: Callable[[], None], interrupted: str) -> int:
     except KeyboardInterrupt as stop:
         print(f"interrupted; {interrupted}", file=sys.stderr)
         if isinstance(stop, Abandoned):
-            end_at_once(_INTERRUPTED)
+            ending.at_once(_INTERRUPTED)
         return _INTERRUPTED
     except Exception as error:
         if os.environ.get("RAYREC_TRACEBACK"):

@@ -3,30 +3,28 @@
 import atexit
 import os
 import sys
-from threading import Event
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
-_had_ray = Event()
 
-
-def expect_ray() -> None:
-    """From here on this process is one that has had a Ray."""
-    _had_ray.set()
-
-
-def end(status: int) -> NoReturn:
-    """Exit with ``status``.
+@contextmanager
+def process() -> Iterator[None]:
+    """The block is all that this process does; where it exits and had a Ray, the process ends with it.
 
     Ray's core was seen to abort while an interpreter with all its work done was taken apart: a search that had written
-    its report ended with SIGABRT, to ``ray job submit`` a failure. So what had a Ray ends before that.
+    its report ended with SIGABRT, to ``ray job submit`` a failure.
     """
-    if not _had_ray.is_set():
-        sys.exit(status)
-    atexit._run_exitfuncs()
-    end_at_once(status)
+    try:
+        yield
+    except SystemExit as exit_:
+        if "ray" in sys.modules and isinstance(exit_.code, int):
+            atexit._run_exitfuncs()
+            at_once(exit_.code)
+        raise
 
 
-def end_at_once(status: int) -> NoReturn:
+def at_once(status: int) -> NoReturn:
     """Exit with ``status``, past everything but what was printed."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -58,7 +58,7 @@ class SASRecLLM(nn.Module):
             return None
         return self.backbone.read_prefixes(self.backbone.embed(batch.prompt.prefix_UP))
 
-    def _answer(self, batch: Batch, read: Prefixes | None) -> Tensor:
+    def _answer(self, batch: Batch, read: Prefixes | None = None) -> Tensor:
         """The language model's logit, shape (B,)."""
         assert self.backbone is not None and batch.prompt is not None
         if isinstance(batch.prompt, SplitPrompt):

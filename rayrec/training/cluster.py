@@ -13,7 +13,6 @@ from typing import Any
 import ray
 
 from rayrec.config.training import ClusterConfig
-from rayrec.ending import expect_ray
 from rayrec.errors import Abandoned, InputError
 
 # Embedded only: beside the workers' CPUs, room for the tasks that fetch their data.
@@ -72,7 +71,6 @@ def _until_its_end() -> Iterator[None]:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    expect_ray()
     with ExitStack() as end:
         end.callback(ray.shutdown)
         try:

@@ -25,6 +25,7 @@ run(job)
 
 ABORTING = """
 import os
+from rayrec import ending
 from rayrec.cli import run
 from rayrec.config.training import ClusterConfig
 from rayrec.training.cluster import connected
@@ -39,7 +40,8 @@ def job():
     with connected(ClusterConfig()):
         print("connected", end="")
 
-run(job)
+with ending.process():
+    run(job)
 """
 
 
