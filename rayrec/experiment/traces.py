@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-import safetensors.torch
 
 from rayrec import storage
 from rayrec.experiment.pairs import Pair
@@ -13,7 +12,7 @@ from rayrec.report.training_curves import progress_rows
 from rayrec.run import Run
 from rayrec.stages import StageName
 from rayrec.training.log import recorded
-from rayrec.training.parts import WEIGHTS
+from rayrec.training.parts import CARD, read_part
 
 STAGE, STEP, LOSS, VALID_AUC, SECONDS = "stage", "step", "loss", "valid_auc", "seconds"
 
@@ -40,15 +39,19 @@ def _first_log(pair: Pair, stage: StageName) -> list[dict[str, Any]]:
 
 
 def trained_parameters(pair: Pair) -> int | None:
-    """Parameters that one of the pair's stages trained, each counted once; None where a part is gone."""
+    """Parameters that one of the pair's stages trained, each counted once; None where a part is gone.
+
+    Raises:
+        InputError: a part is cut short.
+    """
     last = {part: stage for stage, job in pair.jobs.items() for part in job.trains}
     total = 0
     for part, stage in last.items():
-        files = [storage.join(run.part_folder(stage, part), WEIGHTS) for run in _runs(pair)]
-        file = next((file for file in files if storage.exists(file)), None)
-        if file is None:
+        folders = [run.part_folder(stage, part) for run in _runs(pair)]
+        folder = next((folder for folder in folders if storage.exists(storage.join(folder, CARD))), None)
+        if folder is None:
             return None
-        total += sum(tensor.numel() for tensor in safetensors.torch.load(storage.read_bytes(file)).values())
+        total += sum(tensor.numel() for tensor in read_part(folder).values())
     return total
 
 

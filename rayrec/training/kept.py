@@ -11,7 +11,7 @@ class KeptPrefixes:
     """Keys and values left of the first token that learns, of as many batches as ``most`` bytes hold."""
 
     def __init__(self, most: float) -> None:
-        self._most, self._bytes = most, 0
+        self._most = most
         self._held: dict[int, Prefixes] = {}
 
     def of(self, model: SASRecLLM, batch: Batch, name: int) -> Prefixes | None:
@@ -20,9 +20,8 @@ class KeptPrefixes:
         if held is not None:
             return held
         read = model.read_prefixes(batch)
-        if read is not None and self._bytes + read.bytes <= self._most:
+        if read is not None and read.bytes + sum(one.bytes for one in self._held.values()) <= self._most:
             self._held[name] = read
-            self._bytes += read.bytes
         return read
 
 

@@ -54,6 +54,28 @@ def read_card(folder: str) -> dict[str, Any]:
     return card
 
 
+def read_part(folder: str) -> dict[str, Tensor]:
+    """The tensors of a saved part by name.
+
+    Raises:
+        InputError: the part is missing or cut short.
+    """
+    return _weights(folder, read_card(folder))
+
+
+def _weights(folder: str, card: Mapping[str, Any]) -> dict[str, Tensor]:
+    path = storage.join(folder, WEIGHTS)
+    if not storage.exists(path):
+        raise InputError(f"{path}: no such file, although {CARD} is there; train or copy the part again")
+    content = storage.read_bytes(path)
+    if hashlib.sha256(content).hexdigest() != card["sha256"]:
+        raise InputError(f"{path}: damaged or cut short (its sha256 is not the one in {CARD}); train or copy it again")
+    try:
+        return safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a safetensors file: {error}") from None
+
+
 def load_part(folder: str, part: Part, model: SASRecLLM) -> None:
     """Copy a saved part into ``model``.
 
@@ -63,16 +85,7 @@ def load_part(folder: str, part: Part, model: SASRecLLM) -> None:
     card = read_card(folder)
     if card.get("part") != part.value:
         raise InputError(f"{folder}: holds the part {card.get('part')!r}, not {part.value!r}; name the right folder")
-    path = storage.join(folder, WEIGHTS)
-    if not storage.exists(path):
-        raise InputError(f"{path}: no such file, although {CARD} is there; train or copy the part again")
-    content = storage.read_bytes(path)
-    if hashlib.sha256(content).hexdigest() != card["sha256"]:
-        raise InputError(f"{path}: damaged or cut short (its sha256 is not the one in {CARD}); train or copy it again")
-    try:
-        saved = safetensors.torch.load(content)
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file: {error}") from None
+    path, saved = storage.join(folder, WEIGHTS), _weights(folder, card)
     expected = model.parts()[part]
     if sorted(saved) != sorted(expected):
         odd = sorted(saved.keys() ^ expected.keys())

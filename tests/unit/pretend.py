@@ -7,14 +7,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors.torch
 import torch
 
 from rayrec import storage
 from rayrec.data import columns as c
 from rayrec.experiment.evidence import gather
 from rayrec.experiment.pairs import Pair
-from rayrec.training.parts import WEIGHTS
+from rayrec.training.parts import save_part
 
 STEPS = 12  # of every stage
 SECONDS = 0.25  # of every step
@@ -56,7 +55,7 @@ def _train(pair: Pair) -> None:
         storage.write_text(pair.run.path("stages", stage.value, "progress.jsonl"), log)
         for part in job.trains:
             tensors = {"weight": torch.zeros(3, 4), "bias": torch.zeros(5)}
-            storage.write_bytes(f"{pair.run.part_folder(stage, part)}/{WEIGHTS}", safetensors.torch.save(tensors))
+            save_part(pair.run.part_folder(stage, part), part, tensors, {})
 
 
 def _write(uri: str, table: pa.Table) -> None:
