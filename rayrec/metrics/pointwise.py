@@ -35,6 +35,8 @@ METRICS: Final = (
     "ece",
 )
 _CONFUSION: Final = 4  # tn, fp, fn, tp
+_BLOCK: Final = 1 << 15  # rows
+_ROW_BITS: Final = 31  # of a number of 63
 
 
 def user_auc(user: npt.ArrayLike, label: npt.ArrayLike, score: npt.ArrayLike) -> FloatArray:
@@ -44,13 +46,28 @@ def user_auc(user: npt.ArrayLike, label: npt.ArrayLike, score: npt.ArrayLike) ->
     the same as with midranks. The counts are integers, hence exact. User, score and label of a row are sorted as one
     number, which is several times as fast as sorting row numbers by the three; fewer than 2^31 rows fit into it.
     """
-    scores = np.asarray(score, dtype=np.float64)
+    scores, is_like = np.asarray(score, dtype=np.float64), np.asarray(label) == 1
     if not len(scores):
         return np.empty(0)
-    index, rank = _numbered(np.asarray(user)), _dense_rank(scores)
+    index = _numbered(np.asarray(user))
+    return np.concatenate([_block_auc(index[rows], scores[rows], is_like[rows]) for rows in _blocks(index)])
+
+
+def _blocks(index: IntArray) -> list[IntArray]:
+    """Rows by user, whole users each: large arrays miss the cache and need fresh memory, which takes twice the time."""
+    order = (index << _ROW_BITS) + np.arange(len(index))
+    order.sort()
+    order &= (1 << _ROW_BITS) - 1
+    end = np.cumsum(np.bincount(index))
+    cuts = end[np.unique(np.searchsorted(end, np.arange(_BLOCK, len(index), _BLOCK)))]
+    return np.split(order, cuts[cuts < len(index)])
+
+
+def _block_auc(index: IntArray, scores: FloatArray, is_like: npt.NDArray[np.bool_]) -> FloatArray:
+    """Users' AUC where their numbers have no gap."""
+    rank = _dense_rank(scores)
     ranks = int(rank.max()) + 1
-    key = (index * ranks + rank) * 2 + (np.asarray(label) == 1)
-    return _areas(key, lambda run: run // ranks)
+    return _areas(((index - index.min()) * ranks + rank) * 2 + is_like, lambda run: run // ranks)
 
 
 def _areas(key: IntArray, owner_of: Callable[[IntArray], IntArray]) -> FloatArray:

@@ -128,6 +128,15 @@ def test_uauc_is_the_groupby() -> None:
     assert counted == np.isfinite(each).sum() < len(each)
 
 
+@pytest.mark.parametrize("large", [0, 7, 199])
+def test_users_of_many_rows(large: int) -> None:
+    """More rows than are sorted at once, and a user who has as many alone."""
+    user, label, score = rows(100_000, 200, seed=6, decimals=3)
+    user = np.where(np.arange(len(user)) % 2, user // 7, large)
+    each = [reference.roc_auc_score(label[user == one], score[user == one]) for one in range(200)]
+    assert user_auc(user, label, score) == pytest.approx(each, abs=1e-12)
+
+
 @pytest.mark.parametrize("kind", [0, 1])
 def test_one_class(kind: int) -> None:
     found = evaluate([1, 1, 2], [kind] * 3, [0.2, 0.6, 0.7], resamples=20)
