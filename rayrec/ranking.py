@@ -25,6 +25,8 @@ from rayrec.stages import History, Stream
 from rayrec.training.hardware import the_device
 from rayrec.training.model import ScoringJob, scoring_model
 
+_AT_ONCE = 50  # candidates: the states of more are too large for a C library to keep their memory for the next layer
+
 
 class Reranker:
     """A language model that puts candidates in order, each session's behind one prefix."""
@@ -68,13 +70,13 @@ def score_candidates(
     rated: Sequence[tuple[int, bool]] | None = None,
     floor: Sequence[float] | None = None,
 ) -> NDArray[np.float64]:
-    """Probability of "like" for each candidate item, shape (candidates,), in one forward pass behind the prefix.
+    """Probability of "like" for each candidate item, shape (candidates,); the prefix is read once.
 
     ``history`` is the user's liked items, oldest first; the prompt shows the newest ``data.history`` of them and the
     encoder reads as many as it can. ``user`` is the prepared data's id, for encoders that know users by name. ``rated``
     are all items that the user has rated, oldest first, and whether each was liked, for an encoder that reads them;
     ``floor`` is the feature floor's logit of each candidate, for a score that starts from it. A model without a mapper
-    reads titles alone. Memory grows with the candidates: a prefix's keys and values for each.
+    reads titles alone.
 
     Raises:
         ValueError: the configuration reads what is not given.
@@ -98,8 +100,12 @@ def score_candidates(
         floor=floor,
     )
     device = next(model.parameters()).device
-    logit = model(collate(table, config.mapper.tokens, Cut.TITLE).to(device))
-    return torch.sigmoid(logit.double()).cpu().numpy()
+    logits, prefix = [], None
+    for start in range(0, len(candidates), _AT_ONCE):
+        batch = collate(table.slice(start, _AT_ONCE), config.mapper.tokens, Cut.TITLE).to(device)
+        prefix = prefix or model.read_prefixes(batch)
+        logits.append(model(batch, prefix))
+    return torch.sigmoid(torch.cat(logits).double()).cpu().numpy()
 
 
 def candidate_table(

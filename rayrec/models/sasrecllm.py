@@ -49,14 +49,15 @@ class SASRecLLM(nn.Module):
         return self.encoder.score(batch)
 
     def read_prefixes(self, batch: Batch) -> Prefixes | None:
-        """What frozen layers make of a split batch's prefixes, which must hold no soft token.
+        """What layers that stay as they are make of a split batch's prefixes; a soft token there must not learn.
 
         None where the architecture's attention cannot be replaced by one that parts prompts.
         """
         assert self.backbone is not None and isinstance(batch.prompt, SplitPrompt)
         if not self.backbone.parts_suffixes:
             return None
-        return self.backbone.read_prefixes(self.backbone.embed(batch.prompt.prefix_UP))
+        prefix_UPH, _ = self._embed_split(batch, batch.prompt)
+        return self.backbone.read_prefixes(prefix_UPH)
 
     def _answer(self, batch: Batch, read: Prefixes | None = None) -> Tensor:
         """The language model's logit, shape (B,)."""

@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch import nn
 
+from rayrec import ranking
 from rayrec.batch import Batch, Prompt
 from rayrec.config import Config
 from rayrec.config.model import EncoderConfig
+from rayrec.data.collate import Cut, collate
 from rayrec.data.prompts import PromptEncoder, resolve_answers
 from rayrec.data.tokenise import load_tokenizer
 from rayrec.models.factors import MF
 from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build
-from rayrec.ranking import score_candidates
+from rayrec.ranking import candidate_table, score_candidates
 from rayrec.stages import EncoderKind, Part
 
 TITLES = [f"The Film {'of the Long Name ' * (i % 4)}{i} (19{i:02d})" for i in range(1, 21)]
@@ -52,6 +54,21 @@ def test_together_they_score_as_one_by_one(tiny: Path, model: SASRecLLM, config:
     assert together.shape == (6,) and len(set(together.round(6))) == 6
     other = score_candidates(model, prompts, config, HISTORY[:-1], candidates)
     assert not np.allclose(together, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [4, 50])
+def test_they_score_as_whole_prompts(
+    tiny: Path, model: SASRecLLM, config: Config, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Soft tokens of the user stand in the prefix, which is read once for all that are scored at once."""
+    monkeypatch.setattr(ranking, "_AT_ONCE", at_once)
+    prompts, candidates = PromptEncoder(load_tokenizer(tiny), TITLES, 100), [5, 2, 20, 11, 8, 4, 1, 3, 9]
+    table = candidate_table(prompts, HISTORY, candidates, shown=3, read=4)
+    model.set_mode(())
+    with torch.no_grad():
+        whole = torch.sigmoid(model(collate(table, config.mapper.tokens, Cut.NOWHERE)))
+    together = score_candidates(model, prompts, config, HISTORY, candidates)
+    np.testing.assert_allclose(together, whole.numpy(), atol=1e-6)
 
 
 def test_titles_alone_are_scored_as_one_by_one(tiny: Path, config: Config) -> None:
