@@ -5,6 +5,7 @@ Shapes: B prompts, T tokens, H hidden width.
 transformers and peft are imported where they are used: that takes seconds, which the encoder's stage need not spend.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from rayrec.models.behind import Behind, filled, lay_out
 from rayrec.models.catalogue_softmax import catalogue_cross_entropy
 from rayrec.models.copies import Copies, lay_copies
 from rayrec.models.dropout import replace_dropouts
+from rayrec.models.last_mlp import LastMlp
 from rayrec.models.packing import Packed, Pieces, joined, pack
 
 
@@ -56,6 +58,7 @@ class Backbone(nn.Module):
         """``answer_rows_2H`` are the output head's rows of "Yes" and "No"."""
         super().__init__()
         self.decoder = decoder
+        self.last_mlp = LastMlp.of(decoder)
         self.word_loss: WordLoss | None = None  # where answers are words
         self.yes_only = yes_only
         self.recomputes = False  # gradient checkpointing: layers keep no keys and values
@@ -135,16 +138,15 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def read_prefixes(self, prefix_UPH: Tensor) -> Prefixes:
         """What stays the same for every suffix as long as no weight changes; only where suffixes can be parted."""
-        layers = self.decoder(inputs_embeds=prefix_UPH, use_cache=True).past_key_values.layers
+        with self._reading(torch.zeros(0, dtype=torch.int64, device=prefix_UPH.device)):
+            layers = self.decoder(inputs_embeds=prefix_UPH, use_cache=True).past_key_values.layers
         return Prefixes([layer.keys for layer in layers], [layer.values for layer in layers])
 
     def _behind(self, prefixes: Prefixes, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
         """All suffixes as one sequence without padding."""
         lay = lay_copies if torch.is_grad_enabled() else lay_out
         layout = lay(prompt, prefixes.keys, prefixes.values)
-        states_1NH = self._unpadded(suffix_BSH[filled(prompt)], layout.own.position_N, layout)
-        last_BH: Tensor = states_1NH[0, layout.own.last_B]
-        return last_BH
+        return self._unpadded(suffix_BSH[filled(prompt)], layout.own.position_N, layout, layout.own.last_B)
 
     def _packed(self, prefix_UPH: Tensor, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
         packed = pack(prompt)
@@ -154,34 +156,44 @@ class Backbone(nn.Module):
         if mask is not None and not self.parts_suffixes:  # an attention of the architecture's own may add it to scores
             lowest = torch.finfo(prefix_UPH.dtype).min
             mask = torch.zeros_like(mask, dtype=prefix_UPH.dtype).masked_fill_(~mask, lowest)
-        states_UTH = self.decoder(
-            inputs_embeds=joined(packed, prefix_UPH, suffix_BSH),
-            attention_mask=mask,
-            position_ids=packed.position_UT,
-            use_cache=False,
-        ).last_hidden_state
+        with self._reading(prompt.prefix_of_B * packed.position_UT.shape[1] + packed.last_B):
+            states_UTH = self.decoder(
+                inputs_embeds=joined(packed, prefix_UPH, suffix_BSH),
+                attention_mask=mask,
+                position_ids=packed.position_UT,
+                use_cache=False,
+            ).last_hidden_state
         last_BH: Tensor = states_UTH[prompt.prefix_of_B, packed.last_B]
         return last_BH
 
     def _in_pieces(self, packed: Packed, whole_UTH: Tensor, prefix_of_B: Tensor) -> Tensor:
         """A CPU's small products cost it little more than one large one, and padding costs what it is."""
         filled_UT = packed.filled
-        states_1NH = self._unpadded(whole_UTH[filled_UT], packed.position_UT[filled_UT], packed.pieces())
         length_U = filled_UT.sum(1)
-        last_BH: Tensor = states_1NH[0, (length_U.cumsum(0) - length_U)[prefix_of_B] + packed.last_B]
+        last_B = (length_U.cumsum(0) - length_U)[prefix_of_B] + packed.last_B
+        return self._unpadded(whole_UTH[filled_UT], packed.position_UT[filled_UT], packed.pieces(), last_B)
+
+    def _unpadded(
+        self, embeddings_NH: Tensor, position_N: Tensor, layout: Behind | Copies | Pieces, last_B: Tensor
+    ) -> Tensor:
+        """States (B, H) at ``last_B`` of N tokens that attend as ``layout`` says."""
+        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=position_N.device)  # for no mask one of N x N is made
+        with self._reading(last_B):
+            states_1NH = self.decoder(
+                inputs_embeds=embeddings_NH[None],
+                attention_mask=unread,
+                position_ids=position_N[None],
+                use_cache=False,
+                layout=layout,
+            ).last_hidden_state
+        last_BH: Tensor = states_1NH[0, last_B]
         return last_BH
 
-    def _unpadded(self, embeddings_NH: Tensor, position_N: Tensor, layout: Behind | Copies | Pieces) -> Tensor:
-        """States of tokens that attend as ``layout`` says, shape (1, N, H)."""
-        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=position_N.device)  # for no mask one of N x N is made
-        states_1NH: Tensor = self.decoder(
-            inputs_embeds=embeddings_NH[None],
-            attention_mask=unread,
-            position_ids=position_N[None],
-            use_cache=False,
-            layout=layout,
-        ).last_hidden_state
-        return states_1NH
+    def _reading(self, token_R: Tensor) -> AbstractContextManager[None]:
+        """For a pass whose states are read at these tokens alone; what is computed once more backwards asks for all."""
+        if self.last_mlp is None or (self.recomputes and torch.is_grad_enabled()):
+            return nullcontext()
+        return self.last_mlp.reading(token_R)
 
     def embedding_spread(self) -> float:
         """Standard deviation of the token embeddings."""
