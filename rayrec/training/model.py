@@ -20,6 +20,7 @@ from rayrec.models.ranking.initial import initial_table
 from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build, calibrate_mapper
 from rayrec.stages import STAGES, Part, StageName
 from rayrec.training.hardware import check_hardware
+from rayrec.training.heap import keep_freed_memory
 from rayrec.training.job import DataFacts, StageJob, derive_seed
 from rayrec.training.parts import load_part
 
@@ -44,6 +45,7 @@ def stage_model(job: StageJob) -> SASRecLLM:
             cannot do what the configuration asks.
     """
     quiet_libraries()
+    keep_freed_memory()
     check_hardware(job.config, with_backbone=job.spec.reads.uses_backbone)
     shape = model_shape(job.config, job.facts, with_backbone=job.spec.reads.uses_backbone)
     torch.manual_seed(derive_seed(job.config.seed, job.stage, "weights"))
@@ -82,6 +84,7 @@ class ScoringJob:
 def scoring_model(job: ScoringJob) -> SASRecLLM:
     """A system's model in eval mode, in the precision that it was trained in; raises as ``stage_model``."""
     quiet_libraries()
+    keep_freed_memory()
     check_hardware(job.config, with_backbone=job.uses_backbone)
     shape = model_shape(job.config, job.facts, with_backbone=job.uses_backbone)
     torch.manual_seed(0)  # every weight that is drawn here is overwritten
