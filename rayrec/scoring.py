@@ -4,7 +4,7 @@ out as soon as its last row is done, so that an interrupted evaluation goes on w
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayrec import storage
@@ -27,7 +28,7 @@ from rayrec.floors import floor_scores
 from rayrec.hybrids import HYBRIDS, hybrid_lists
 from rayrec.rankers import ranked_lists
 from rayrec.run import Run
-from rayrec.scorer import BATCHES, SYSTEM, Scorer, ScoringTask
+from rayrec.scorer import ASKED, BATCHES, SYSTEM, Scorer, ScoringTask
 from rayrec.seqprompt import answered_lists
 from rayrec.sessions import Index
 from rayrec.stages import Part, StageName, Stream, Task
@@ -108,7 +109,7 @@ def read_predictions(run: Run, system: SystemName) -> pd.DataFrame:
     return frame
 
 
-def score_systems(run: Run, systems: Iterable[SystemName]) -> None:
+def score_systems(run: Run, systems: Sequence[SystemName]) -> None:
     """Score the test sample with every one of ``systems`` that has no predictions yet; ray is connected.
 
     Raises:
@@ -124,9 +125,9 @@ def score_systems(run: Run, systems: Iterable[SystemName]) -> None:
         else:
             write_scores(run, "test", predictions_path(run, system), ids, floor_scores(system, run.data.folder, ids))
     answering = [system for system in open_systems if _answers(system)]
-    neural = [system for system in open_systems if system not in (*alone, *hybrids, *answering)]
+    neural = [s for s in systems if SYSTEMS[s].reads is not None and s not in HYBRIDS and not _answers(s)]
     own = {system: judged_rows(run, system, ids) for system in (*neural, *answering)}
-    for system, found in _judged(run, {system: own[system] for system in neural}, "test"):
+    for system, found in _judged(run, {system: own[system] for system in neural}, "test", asked=open_systems):
         if run.config.data.task is Task.NEXT_ITEM:
             write_lists(run, predictions_path(run, system), own[system], found)
         else:
@@ -173,17 +174,45 @@ def score_split(run: Run, systems: Sequence[SystemName], split: str, ids: Ids) -
         yield system, found[c.SCORE].to_numpy()
 
 
-def _judged(run: Run, rows: Mapping[SystemName, Ids], split: str) -> Iterator[tuple[SystemName, pa.Table]]:
-    """Each system and what it says of its ``rows``: SCORE, or RANKED and SCORES."""
-    tasks = {system: _task(run, system, split) for system in rows}
-    if not tasks:
+def _judged(
+    run: Run, rows: Mapping[SystemName, Ids], split: str, *, asked: Collection[SystemName] | None = None
+) -> Iterator[tuple[SystemName, pa.Table]]:
+    """Each system and what it says of its ``rows``: SCORE, or RANKED and SCORES.
+
+    Who goes with whom is decided by all of ``rows``, so that an evaluation that goes on with those that are still
+    ``asked`` finds the same bits.
+    """
+    asked = rows.keys() if asked is None else asked
+    if not rows.keys() & set(asked):
         return
-    judged = answers(_calls(run, tasks, rows), Scorer, (tasks,), run.config.cluster)
-    for name, tables in groupby(judged, key=lambda table: table[SYSTEM][0].as_py()):  # they come in order
-        found = pa.concat_tables(tables).sort_by(c.ROW)
-        system = SystemName(name)
-        assert np.array_equal(found[c.ROW].to_numpy(), rows[system])
-        yield system, found
+    tasks = {system: _task(run, system, split) for system in rows}
+    passes = [systems for systems in _passes(run, tasks) if not set(asked).isdisjoint(systems)]
+    judged = answers(_calls(run, passes, tasks, rows), Scorer, (tasks,), run.config.cluster)
+    for names, tables in groupby(judged, key=lambda table: table[SYSTEM].unique().to_pylist()):  # they come in order
+        both = pa.concat_tables(tables).sort_by(c.ROW)
+        for system in map(SystemName, names):
+            found = both.filter(pc.equal(both[SYSTEM], system.value))
+            assert np.array_equal(found[c.ROW].to_numpy(), rows[system])
+            if system in asked:
+                yield system, found
+
+
+def _passes(run: Run, tasks: Mapping[SystemName, ScoringTask]) -> list[tuple[SystemName, ...]]:
+    """Systems in the order of their passes; a language model alone goes along with the model that it is a part of."""
+    together: dict[SystemName, SystemName] = {}
+    if run.config.fast.split_prompts:
+        alone = {
+            task.job.parts.get(Part.LORA): name
+            for name, task in tasks.items()
+            if task.source.stream is Stream.TEXT_PROMPTS
+        }
+        together = {
+            alone[task.job.parts.get(Part.LORA)]: name
+            for name, task in tasks.items()
+            if task.source.stream is Stream.HYBRID_PROMPTS and task.job.parts.get(Part.LORA) in alone
+        }
+    whole = {name: one for one, name in together.items()}
+    return [(whole[name], name) if name in whole else (name,) for name in tasks if name not in together]
 
 
 def _task(run: Run, system: SystemName, split: str) -> ScoringTask:
@@ -222,16 +251,23 @@ def _check_trained(run: Run, spec: SystemSpec) -> None:
         raise InputError(f"stage {spec.after} has not run; run jobs/train_stage.py {spec.after} first")
 
 
-def _calls(run: Run, tasks: Mapping[SystemName, ScoringTask], rows: Mapping[SystemName, Ids]) -> list[dict[str, Any]]:
-    """The work of every actor call: a system and some batches, or one of what is a forward pass a row."""
+def _calls(
+    run: Run,
+    passes: Sequence[tuple[SystemName, ...]],
+    tasks: Mapping[SystemName, ScoringTask],
+    rows: Mapping[SystemName, Ids],
+) -> list[dict[str, Any]]:
+    """The work of every actor call: whom it asks and some batches, or one of what is a forward pass a row."""
     calls: list[dict[str, Any]] = []
-    for system, task in tasks.items():
+    for systems in passes:
+        task = tasks[systems[-1]]
         batch = run.config.evaluation.rows_at_once(with_backbone=task.job.uses_backbone)
         opened = task.source.open()
-        batches = scoring_batches(rows[system], opened.lengths, batch, opened.shared)
+        batches = scoring_batches(rows[systems[-1]], opened.lengths, batch, opened.shared)
         size = _CALL_BATCHES if task.finds is None else 1
         for i in range(0, len(batches), size):
-            calls.append({SYSTEM: system.value, BATCHES: [ids.tolist() for ids in batches[i : i + size]]})
+            of_call = [ids.tolist() for ids in batches[i : i + size]]
+            calls.append({ASKED: [system.value for system in systems], BATCHES: of_call})
     return calls
 
 

@@ -38,7 +38,7 @@ class FastConfig(Section):
     merge_lora: bool = True  # a frozen LoRA becomes part of the weights
     # On a CPU: of a worker's memory, for what frozen layers have read of validation rows; 0: read at each evaluation.
     kept_prefixes_gb: float = Field(0.25, ge=0)
-    plain_attention: bool = True  # on a CPU, where something learns: as products, instead of torch's fused kernel
+    plain_attention: bool = True  # on a CPU, where learning or bf16: as products, not by torch's fused kernel
     compile: bool = False  # torch.compile of the backbone: minutes in every process before its first steps
 
 

@@ -22,10 +22,11 @@ class Cut(Enum):
     TITLE = "title"  # before the target's title, which is the first token that differs
 
 
-def collate(table: pa.Table, soft_tokens: int, cut: Cut) -> Batch:
+def collate(table: pa.Table, soft_tokens: int, cut: Cut | Array) -> Batch:
     """Histories padded on the left, prompts on the right, each to the longest of this batch.
 
-    ``soft_tokens`` places are opened in a hybrid prompt for each of the user's and the item's vector.
+    ``soft_tokens`` places are opened in a hybrid prompt for each of the user's and the item's vector. ``cut`` may also
+    be each row's own place, the same for rows of equal history.
     """
     history, lengths = padded(table[HISTORY])
     width = history.shape[1]
@@ -41,6 +42,15 @@ def collate(table: pa.Table, soft_tokens: int, cut: Cut) -> Batch:
     )
 
 
+def common_start(text: pa.Table, hybrid: pa.Table) -> Array:
+    """How many tokens both prompts of a row begin with, before the first soft one: what the history alone decides."""
+    one, other = padded(text[c.TEXT_TOKENS])[0], padded(hybrid[c.HYBRID_TOKENS])[0]
+    width = min(one.shape[1], other.shape[1])
+    alike = (one[:, :width] == other[:, :width]) & (np.arange(width) < _numbers(hybrid[c.USER_AT])[:, None])
+    counted: Array = np.logical_and.accumulate(alike, axis=1).sum(axis=1)
+    return counted
+
+
 def _history_labels(table: pa.Table, shifted: Array) -> torch.Tensor:
     """1 for a dislike, 2 for a like, 0 for padding."""
     labels, lengths = padded(table[c.HISTORY_LABELS])
@@ -48,7 +58,7 @@ def _history_labels(table: pa.Table, shifted: Array) -> torch.Tensor:
     return torch.from_numpy(np.take_along_axis(labels, shifted, axis=1))
 
 
-def _prompt(table: pa.Table, soft_tokens: int, cut: Cut) -> Prompt | SplitPrompt:
+def _prompt(table: pa.Table, soft_tokens: int, cut: Cut | Array) -> Prompt | SplitPrompt:
     if c.ANSWER_AT in table.column_names:
         tokens, lengths = padded(table[c.TEXT_TOKENS])
         answer_at = torch.from_numpy(_numbers(table[c.ANSWER_AT]))
@@ -64,6 +74,8 @@ def _prompt(table: pa.Table, soft_tokens: int, cut: Cut) -> Prompt | SplitPrompt
         soft_at, place = None, _numbers(table[c.TEXT_TITLE_AT])
     if cut is Cut.NOWHERE:
         return Prompt(torch.from_numpy(tokens), torch.from_numpy(lengths), _tensor(soft_at))
+    if not isinstance(cut, Cut):
+        place = cut
     _, first, of = np.unique(_numbers(table[c.SHARED]), return_index=True, return_inverse=True)
     start = place[first]
     prefix = tokens[first, : start.max()]

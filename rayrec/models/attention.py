@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from rayrec.models.behind import Behind, attend_behind
 from rayrec.models.copies import Copies, attend_copies
 from rayrec.models.packing import Pieces
-from rayrec.models.products import Mask, causal, products
+from rayrec.models.products import Mask, causal, products, quicker_than_fused
 
 _FUSED, _PRODUCTS = "rayrec-fused", "rayrec-products"
-_HERE = ("cpu", "meta")  # meta: where a CPU's memory is counted
 _FUSED_ALONE = ("softcap", "position_bias", "s_aux", "cache")  # what some architectures ask for beside a mask
 
 
 def replace_attention(decoder: Any, *, products: bool) -> bool:
-    """Let ``decoder`` (of transformers) attend this way; ``products``: wherever gradients are asked on a CPU.
+    """Let ``decoder`` (of transformers) attend this way; ``products``: on a CPU, wherever they are quicker.
 
     False where its attention cannot be replaced, or is more than a softmax over keys; it is left as it was.
     """
@@ -29,8 +28,8 @@ def replace_attention(decoder: Any, *, products: bool) -> bool:
 
     if decoder.config._attn_implementation != "sdpa":  # what transformers chooses where the architecture allows it
         return False
-    for name, learns_by_products in ((_FUSED, False), (_PRODUCTS, True)):
-        AttentionInterface.register(name, partial(_attend, learns_by_products=learns_by_products))
+    for name, by_products in ((_FUSED, False), (_PRODUCTS, True)):
+        AttentionInterface.register(name, partial(_attend, by_products=by_products))
         AttentionMaskInterface.register(name, sdpa_mask)
     decoder.set_attn_implementation(_PRODUCTS if products else _FUSED)
     return True
@@ -43,7 +42,7 @@ def _attend(
     value_BKLD: Tensor,
     attention_mask: Tensor | None,
     *,
-    learns_by_products: bool,
+    by_products: bool,
     scaling: float | None = None,
     dropout: float = 0.0,
     layout: Behind | Copies | Pieces | None = None,
@@ -54,18 +53,17 @@ def _attend(
     ``layout``: the one sequence is of suffixes behind their prefixes, or of pieces, each on its own.
     """
     scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
-    learns = learns_by_products and query_BHTD.device.type in _HERE and torch.is_grad_enabled()
     if isinstance(layout, Behind | Copies):
         layer: Any = module.layer_idx
         states = query_BHTD[0] * scale, key_BKLD[0], value_BKLD[0]
         if isinstance(layout, Behind):
             return attend_behind(layout, layer, *states)[None], None
-        attend = products if learns else partial(_fused, module)
+        attend = partial(_quicker if by_products else _fused, module)
         return attend_copies(layout, layer, *states, attend=attend)[None], None
     if layout is not None:
         return attend_pieces(layout, query_BHTD * scale, key_BKLD, value_BKLD).transpose(1, 2), None
     fused = dropout or any(options.get(name) is not None for name in _FUSED_ALONE)
-    if fused or not learns:
+    if fused or not (by_products and quicker_than_fused(query_BHTD, key_BKLD)):
         options |= {"scaling": scaling, "dropout": dropout}
         return _of_transformers(module, query_BHTD, key_BKLD, value_BKLD, attention_mask, **options)
     if attention_mask is None:
@@ -79,6 +77,12 @@ def attend_pieces(pieces: Pieces, query_1HND: Tensor, key_1KND: Tensor, value_1K
     """softmax(query . key) . value of each piece by plain products, shape (1, H, N, D)."""
     states = (torch.split(state, pieces.lengths, dim=2) for state in (query_1HND, key_1KND, value_1KND))
     return torch.cat([products(*piece) for piece in zip(*states, pieces.masks, strict=True)], dim=2)
+
+
+def _quicker(module: nn.Module, query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask: Mask) -> Tensor:
+    if quicker_than_fused(query_BHTD, key_BKLD):
+        return products(query_BHTD, key_BKLD, value_BKLD, mask)
+    return _fused(module, query_BHTD, key_BKLD, value_BKLD, mask)
 
 
 def _fused(module: nn.Module, query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask: Mask) -> Tensor:

@@ -24,6 +24,8 @@ from rayrec.models.dropout import replace_dropouts
 from rayrec.models.last_mlp import LastMlp
 from rayrec.models.packing import Packed, Pieces, joined, pack
 
+_FEW = 4  # rows of a prefix, for which a copy of its keys and values each costs less than two softmaxes to join
+
 
 class WordLoss(nn.Module):
     """The output head of a language model, as its loss reads it.
@@ -121,8 +123,9 @@ class Backbone(nn.Module):
         """The same logits for prompts cut in two, shape (B,); every prefix is computed once.
 
         Where nothing left of the cut learns, the prefixes run without gradient and leave their keys and values: copied
-        for each row where suffixes learn, shared where they are only scored. Else, or where that saves neither
-        gradients nor tokens, prefix and suffixes make up one sequence, in which a suffix sees its prefix and itself.
+        for each row where suffixes learn or are few, shared where many are only scored. Else, or where that saves
+        neither gradients nor tokens, prefix and suffixes make up one sequence, in which a suffix sees its prefix and
+        itself.
         ``read``: the prefixes, as ``read_prefixes`` left them.
         """
         if read is not None:
@@ -144,7 +147,8 @@ class Backbone(nn.Module):
 
     def _behind(self, prefixes: Prefixes, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
         """All suffixes as one sequence without padding."""
-        lay = lay_copies if torch.is_grad_enabled() else lay_out
+        few = len(prompt.suffix_BS) <= _FEW * len(prompt.prefix_UP)
+        lay = lay_copies if few or torch.is_grad_enabled() else lay_out
         layout = lay(prompt, prefixes.keys, prefixes.values)
         return self._unpadded(suffix_BSH[filled(prompt)], layout.own.position_N, layout, layout.own.last_B)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rayrec.batch import SplitPrompt
+from rayrec.models.products import quicker_than_fused
 
 
 class Suffixes(NamedTuple):
@@ -122,7 +123,7 @@ def _part(query_RQKGD: Tensor, key_RKLD: Tensor, value_RKLD: Tensor, unseen: Ten
     """For R sequences of Q queries each; ``unseen`` goes with (R, K, Q * G, L)."""
     rows, queries, groups, each, width = query_RQKGD.shape
     query = query_RQKGD.transpose(1, 2).reshape(rows, groups, queries * each, width)
-    fused = query.device.type == "cpu" and not torch.is_grad_enabled()
+    fused = query.device.type == "cpu" and not quicker_than_fused(query, key_RKLD)
     found = (_fused if fused else _products)(query, key_RKLD, value_RKLD, unseen)
     shape = (rows, groups, queries, each, -1)
     return _Part(*(x.view(shape).transpose(1, 2).flatten(0, 1) for x in found))

@@ -1,4 +1,4 @@
-"""Attention of suffixes that learn: each sees a copy of its prefix's keys and values, then itself. For few rows.
+"""Attention of suffixes that see a copy of their prefix's keys and values, then themselves: they may learn.
 
 All suffixes pass through the decoder as one sequence without padding; only their attention is padded. Shapes: U
 prefixes of P tokens, B rows, S tokens of the longest suffix, N tokens of all suffixes, L = P + S keys, H query heads, K

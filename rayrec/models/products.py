@@ -1,4 +1,4 @@
-"""Attention by plain matrix products: for training on a CPU, where the backward pass of torch's fused kernel is slow.
+"""Attention by plain matrix products: for a CPU, where torch's fused kernel is slow backwards, and in bf16.
 
 Heads that share keys are rows of one product, so no key is copied. Shapes: B sequences, H query heads, K key heads, T
 queries, L keys, D width of a head.
@@ -6,6 +6,9 @@ queries, L keys, D width of a head.
 
 import torch
 from torch import Tensor
+
+_HERE = ("cpu", "meta")  # meta: where a CPU's memory is counted
+_READ_SCORES = 2**24  # of a layer, that are held at a time where nothing learns
 
 
 class Mask:
@@ -30,6 +33,17 @@ class Mask:
 def causal(queries: int, keys: int, device: torch.device) -> Mask:
     """To all keys up to the query's own, the last query seeing all."""
     return Mask(torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)[None, None])
+
+
+def quicker_than_fused(query_BHTD: Tensor, key_BKLD: Tensor) -> bool:
+    """On a CPU where something learns, and in bf16, which the fused kernel is slow to read.
+
+    Products hold the scores of all pairs, which the fused kernel does not: where nothing learns only so many.
+    """
+    if query_BHTD.device.type not in _HERE or torch.is_grad_enabled():
+        return query_BHTD.device.type in _HERE
+    scores = query_BHTD.shape[:-1].numel() * key_BKLD.shape[2]
+    return query_BHTD.dtype is torch.bfloat16 and scores <= _READ_SCORES
 
 
 def products(query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask: Mask) -> Tensor:

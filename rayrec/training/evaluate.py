@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rayrec.batch import Prompt
 from rayrec.config import Config
 from rayrec.data.catalogue import training_counts
-from rayrec.data.collate import Cut, collate
+from rayrec.data.collate import Cut, collate, common_start
 from rayrec.data.plan import Ids, sample_rows, scoring_batches
 from rayrec.data.rows import OpenRows
 from rayrec.metrics import session_metrics
@@ -48,6 +48,23 @@ def score_rows(
     batch = collate(rows.fetch(ids), config.mapper.tokens, cut).to(device)
     read = None if kept is None else kept.of(model, batch, int(ids[0]))
     return torch.sigmoid(model(batch, read).double()).cpu().numpy()
+
+
+@torch.no_grad()
+def score_rows_twice(
+    model: SASRecLLM, rows: tuple[OpenRows, OpenRows], ids: Ids, config: Config, device: torch.device
+) -> tuple[Scores, Scores]:
+    """The same by the language model alone and by the whole; ``rows`` are of text prompts and of hybrid ones.
+
+    What both prompts of a history begin with is read once.
+    """
+    text, hybrid = (opened.fetch(ids) for opened in rows)
+    start = common_start(text, hybrid)
+    of_text, of_hybrid = (collate(table, config.mapper.tokens, start).to(device) for table in (text, hybrid))
+    alone = SASRecLLM(None, None, model.backbone)
+    read = alone.read_prefixes(of_text)
+    alone_B, whole_B = (torch.sigmoid(score.double()) for score in (alone(of_text, read), model(of_hybrid, read)))
+    return alone_B.cpu().numpy(), whole_B.cpu().numpy()
 
 
 class Validator(Protocol):

@@ -61,9 +61,11 @@ def encoder_of(kind: EncoderKind) -> dict[str, Any]:
     return changes | ({} if "heads" in ENCODERS[kind].reads else {"encoder.heads": 4})  # as by default
 
 
-def prepared_run(folder: Path, changes: Mapping[str, Any] | None = None, *, timed: bool = True) -> Run:
+def prepared_run(
+    folder: Path, changes: Mapping[str, Any] | None = None, *, timed: bool = True, tree: dict[str, Any] = TREE
+) -> Run:
     """A run with prepared data and nothing else; ``changes`` are dotted paths."""
-    run = Run(validate(with_values(TREE, {"storage": str(folder), **(changes or {})}), "test"))
+    run = Run(validate(with_values(tree, {"storage": str(folder), **(changes or {})}), "test"))
     write_rows(Path(run.data.folder), timed=timed)
     return run
 

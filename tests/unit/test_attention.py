@@ -37,17 +37,23 @@ def test_values_and_gradients_are_those_of_the_fused_kernel(mask: Tensor | None)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_backbone_attends_so_where_it_learns(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Tensor] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The queries that backbones gave to products."""
+    given: list[Tensor] = []
 
     def watched(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
-        asked.append(query)
+        given.append(query)
         return products(query, key, value, mask)
 
+    monkeypatch.setattr("rayrec.models.attention.products", watched)
+    return given
+
+
+def test_a_backbone_attends_so_where_it_learns(tiny: Path, asked: list[Tensor]) -> None:
     backbone = load_backbone(tiny, answers=(1, 2), yes_only=False, dtype=torch.float32)
     states, length = torch.randn(2, 7, backbone.hidden), torch.tensor([7, 5])
     fused = backbone.answer(states, length)
-    monkeypatch.setattr("rayrec.models.attention.products", watched)
     backbone.replace_attention(products=True)
     learning = backbone.answer(states, length)
     assert len(asked) == 2  # layers
@@ -56,3 +62,21 @@ def test_a_backbone_attends_so_where_it_learns(tiny: Path, monkeypatch: pytest.M
     assert len(asked) == 2
     for found in (learning, still):
         torch.testing.assert_close(found, fused, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_and_in_bf16_where_it_does_not(tiny: Path, asked: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    backbone = load_backbone(tiny, answers=(1, 2), yes_only=False, dtype=torch.bfloat16)
+    states, length = torch.randn(2, 7, backbone.hidden, dtype=torch.bfloat16), torch.tensor([7, 5])
+    fused = backbone.answer(states, length)
+    backbone.replace_attention(products=True)
+    torch.testing.assert_close(backbone.answer(states, length), fused, atol=0.02, rtol=0.02)
+    assert len(asked) == 2  # layers
+    scores = asked[0].shape[:-1].numel() * 7
+    monkeypatch.setattr("rayrec.models.products._READ_SCORES", scores)
+    backbone.answer(states, length)
+    assert len(asked) == 4
+    monkeypatch.setattr("rayrec.models.products._READ_SCORES", scores - 1)
+    torch.testing.assert_close(backbone.answer(states, length), fused, atol=0, rtol=0)
+    assert len(asked) == 4  # too many to hold

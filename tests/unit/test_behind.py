@@ -110,3 +110,18 @@ def test_a_backbone_whose_attention_cannot_be_replaced_packs_its_prompts(tiny: P
         assert backbone.parts_suffixes == (implementation == "sdpa")
         scores.append(backbone.answer_split(prefix_UPH, suffix_BSH, given, prefix_learns=False))
     torch.testing.assert_close(*scores, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("most", [0, 2**24], ids=["fused", "products"])
+@torch.no_grad()
+def test_in_bf16_both_ways_round_alike(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayrec.models.products._READ_SCORES", most)
+    torch.manual_seed(0)
+    prefixes, count = [7, 2, 4], sum(SUFFIXES)
+    states = [torch.randn(3, GROUPS, 7, WIDTH), torch.randn(3, GROUPS, 7, WIDTH), torch.randn(HEADS, count, WIDTH)]
+    states += [torch.randn(GROUPS, count, WIDTH) for _ in range(2)]
+    found, expected = (
+        attend_behind(lay_out(prompt(prefixes), [key], [value]), 0, *own)
+        for key, value, *own in ([state.to(dtype) for state in states] for dtype in (torch.bfloat16, torch.float32))
+    )
+    torch.testing.assert_close(found.float(), expected, atol=0.03, rtol=0.03)

@@ -211,7 +211,7 @@ def test_their_files_lie_beside_the_others(tmp_path: Path, monkeypatch: pytest.M
     run = with_names(prepared_run(tmp_path))
     asked: list[tuple[tuple[SystemName, ...], str]] = []
 
-    def judged(_: Run, rows: Mapping[SystemName, Ids], split: str) -> Any:
+    def judged(_: Run, rows: Mapping[SystemName, Ids], split: str, **__: Any) -> Any:
         if rows:
             asked.append((tuple(rows), split))
         for system, ids in rows.items():

@@ -23,7 +23,7 @@ from rayrec.ranking import Reranker, candidate_table
 from rayrec.recommendation.plan import make_plan
 from rayrec.recommendation.recommenders import open_recommender
 from rayrec.run import Run
-from rayrec.scorer import BATCHES, SYSTEM
+from rayrec.scorer import ASKED, BATCHES
 from rayrec.sessions import Sessions
 from rayrec.stages import EncoderKind, Part, StageName, Stream
 from rayrec.systems import SYSTEMS, SystemName
@@ -42,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[int]]]:
     def answered(calls: Sequence[dict[str, Any]], kind: Any, arguments: Any, cluster: Any) -> Iterator[pa.Table]:
         actor = kind(*arguments)
         for call in calls:
-            made.append((call[SYSTEM], [len(batch) for batch in call[BATCHES]]))
+            made.append((call[ASKED][0], [len(batch) for batch in call[BATCHES]]))
             yield actor(pa.Table.from_pylist([call]))
 
     monkeypatch.setattr(scoring, "answers", answered)

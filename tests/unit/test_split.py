@@ -1,6 +1,7 @@
 """Prompts that share their prefix against the same prompts each in one piece: values and gradients are the same."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from rayrec.data.prompts import resolve_answers
 from rayrec.data.rows import HISTORY
 from rayrec.data.tokenise import load_tokenizer
 from rayrec.models.backbone import merge_lora
+from rayrec.models.behind import lay_out
+from rayrec.models.copies import lay_copies
 from rayrec.models.factors import Factors
 from rayrec.models.objectives import Objective
 from rayrec.models.packing import pack
@@ -158,6 +161,11 @@ def test_a_frozen_encoder_reads_a_history_once(cut: Cut, model: SASRecLLM, monke
     assert read == [3, 6, 6]
 
 
+def _noted(into: list[str], name: str, lay: Callable[..., Any], *given: Any) -> Any:
+    into.append(name)
+    return lay(*given)
+
+
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5, msg=name)
@@ -199,11 +207,19 @@ def test_every_encoder_speaks_to_the_backbone(kind: EncoderKind, trained: set[Pa
 
 @pytest.mark.parametrize("cut", [Cut.LEARNING, Cut.TITLE])
 @pytest.mark.parametrize("hybrid", [False, True])
+@pytest.mark.parametrize("few", [1, 2], ids=["shared", "copied"])  # 6 rows behind 3 prefixes
 @torch.no_grad()
-def test_scores_are_those_of_whole_prompts(hybrid: bool, cut: Cut, model: SASRecLLM) -> None:
+def test_scores_are_those_of_whole_prompts(
+    few: int, hybrid: bool, cut: Cut, model: SASRecLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laid: list[str] = []
+    for name, lay in (("lay_out", lay_out), ("lay_copies", lay_copies)):
+        monkeypatch.setattr(f"rayrec.models.backbone.{name}", partial(_noted, laid, name, lay))
+    monkeypatch.setattr("rayrec.models.backbone._FEW", few)
     model.set_mode(())
     whole, split = (model(batch) for batch in pair(hybrid=hybrid, cut=cut))
     torch.testing.assert_close(split, whole, atol=1e-5, rtol=1e-5)
+    assert laid == ["lay_out" if few == 1 else "lay_copies"]
 
 
 def test_nothing_left_of_the_soft_tokens_keeps_a_gradient(model: SASRecLLM, monkeypatch: pytest.MonkeyPatch) -> None:
