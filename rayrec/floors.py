@@ -1,6 +1,7 @@
 """The systems without a neural model: fitted on the prepared training rows, in this process, block by block."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.special import logit
+from threadpoolctl import threadpool_limits
 
 from rayrec.data import columns as c
 from rayrec.data.beside import Beside
@@ -61,8 +63,9 @@ class PreparedRows:
 def floor_scores(system: SystemName, folder: str, ids: Ids) -> Scores:
     """Scores of the test rows ``ids`` of the prepared data in ``folder``; shape (ids,)."""
     floor = FLOORS[system](folder)
-    floor.fit(PreparedRows(folder, "train", in_time=True), PreparedRows(folder, "valid"))
-    return floor.predict(PreparedRows(folder, "test").take(ids))
+    with _one_thread():
+        floor.fit(PreparedRows(folder, "train", in_time=True), PreparedRows(folder, "valid"))
+        return floor.predict(PreparedRows(folder, "test").take(ids))
 
 
 def write_floor(folder: str, scratch: Path) -> None:
@@ -72,17 +75,25 @@ def write_floor(folder: str, scratch: Path) -> None:
         InputError: there is no feature floor of these rows.
     """
     floor, train = _feature_floor(folder), PreparedRows(folder, "train", in_time=True)
-    try:
-        floor.fit(train, PreparedRows(folder, "valid"))
-        scores = {"train": np.empty(len(train))}
-        scores["train"][train.order] = floor.predict_training(train)
-    except ValueError as error:
-        raise InputError(f"offset: no feature floor of the rows in {folder}: {error}; leave the offset out") from None
-    scores |= {split: floor.predict(PreparedRows(folder, split)) for split in ("valid", "test")}
+    with _one_thread():
+        try:
+            floor.fit(train, PreparedRows(folder, "valid"))
+            scores = {"train": np.empty(len(train))}
+            scores["train"][train.order] = floor.predict_training(train)
+        except ValueError as error:
+            told = f"no feature floor of the rows in {folder}: {error}; leave the offset out"
+            raise InputError(f"offset: {told}") from None
+        scores |= {split: floor.predict(PreparedRows(folder, split)) for split in ("valid", "test")}
     for split, score in scores.items():
         table = pa.table([pa.array(logit(np.clip(score, MARGIN, 1 - MARGIN)), pa.float32())], schema=c.FLOOR_SCHEMA)
         pq.write_table(table, scratch / f"{split}.parquet", compression="zstd")
     Beside.FLOOR.publish(folder, scratch, chosen=[asdict(candidate) for candidate in floor.chosen])
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """Several would wait for each other most of the time, and round as their number says."""
+    limits: AbstractContextManager[object] = threadpool_limits(1)
+    return limits
 
 
 class _Constant:

@@ -4,7 +4,9 @@ out as soon as its last row is done, so that an interrupted evaluation goes on w
 
 import io
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -33,6 +35,7 @@ from rayrec.seqprompt import answered_lists
 from rayrec.sessions import Index
 from rayrec.stages import Part, StageName, Stream, Task
 from rayrec.systems import SYSTEMS, SystemName, SystemSpec
+from rayrec.training.ahead import Ahead
 from rayrec.training.evaluate import Scores
 from rayrec.training.model import ScoringJob
 
@@ -119,19 +122,15 @@ def score_systems(run: Run, systems: Sequence[SystemName]) -> None:
     ids = test_sample(run)
     hybrids = [system for system in open_systems if system in HYBRIDS]
     alone = [system for system in open_systems if SYSTEMS[system].reads is None and system not in hybrids]
-    for system in alone:
-        if run.config.data.task is Task.NEXT_ITEM:
-            write_lists(run, predictions_path(run, system), ids, ranked_lists(run, system, ids))
-        else:
-            write_scores(run, "test", predictions_path(run, system), ids, floor_scores(system, run.data.folder, ids))
     answering = [system for system in open_systems if _answers(system)]
     neural = [s for s in systems if SYSTEMS[s].reads is not None and s not in HYBRIDS and not _answers(s)]
     own = {system: judged_rows(run, system, ids) for system in (*neural, *answering)}
-    for system, found in _judged(run, {system: own[system] for system in neural}, "test", asked=open_systems):
-        if run.config.data.task is Task.NEXT_ITEM:
-            write_lists(run, predictions_path(run, system), own[system], found)
-        else:
-            write_scores(run, "test", predictions_path(run, system), own[system], found[c.SCORE].to_numpy())
+    with _while_others_score(run, _written_alone(run, alone, ids)):
+        for system, found in _judged(run, {system: own[system] for system in neural}, "test", asked=open_systems):
+            if run.config.data.task is Task.NEXT_ITEM:
+                write_lists(run, predictions_path(run, system), own[system], found)
+            else:
+                write_scores(run, "test", predictions_path(run, system), own[system], found[c.SCORE].to_numpy())
     for system in hybrids:
         lists, chosen = hybrid_lists(run, system, ids, partial(_encoder_lists, run))
         storage.write_text(choice_path(run, system), json.dumps(chosen, indent=2) + "\n")
@@ -139,6 +138,29 @@ def score_systems(run: Run, systems: Sequence[SystemName]) -> None:
     for system in answering:
         _check_trained(run, SYSTEMS[system])
         write_lists(run, predictions_path(run, system), own[system], answered_lists(run, own[system]))
+
+
+def _written_alone(run: Run, systems: Iterable[SystemName], ids: Ids) -> Iterator[SystemName]:
+    """The systems without a neural model, each as soon as its file is there."""
+    for system in systems:
+        if run.config.data.task is Task.NEXT_ITEM:
+            write_lists(run, predictions_path(run, system), ids, ranked_lists(run, system, ids))
+        else:
+            write_scores(run, "test", predictions_path(run, system), ids, floor_scores(system, run.data.folder, ids))
+        yield system
+
+
+@contextmanager
+def _while_others_score(run: Run, written: Iterator[SystemName]) -> Iterator[None]:
+    """Floors of clicks take one core for less time than actors take to start; lists take memory, and come first."""
+    if run.config.data.task is Task.NEXT_ITEM:
+        deque(written, maxlen=0)
+        yield
+        return
+    with closing(Ahead(written, depth=len(SystemName))) as ahead:
+        yield
+        for _ in ahead:  # raises what a floor raised
+            pass
 
 
 def _encoder_lists(run: Run, split: str, ids: Ids) -> Index:

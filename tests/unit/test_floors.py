@@ -4,12 +4,14 @@ import json
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from threadpoolctl import threadpool_info
 
 from rayrec import floors
 from rayrec.data import columns as c
@@ -103,6 +105,21 @@ def test_features(rows: dict[str, pd.DataFrame], ids: np.ndarray, tmp_path: Path
     found = floor_scores(SystemName.FEATURES, str(tmp_path / "data"), ids)
     assert found == pytest.approx(model.predict(tables["test"].take(ids)), abs=1e-9)
     assert len(set(found)) == len(ids)
+
+
+@pytest.mark.usefixtures("rows")
+def test_one_thread_fits_them(ids: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What several round depends on their number."""
+    threads: list[int] = []
+
+    class Watched(FeatureFloor):
+        def fit(self, *given: Any) -> FeatureFloor:
+            threads.extend(pool["num_threads"] for pool in threadpool_info())
+            return super().fit(*given)
+
+    monkeypatch.setattr(floors, "FeatureFloor", Watched)
+    floor_scores(SystemName.FEATURES, str(tmp_path / "data"), ids)
+    assert set(threads) == {1}
 
 
 def shuffled(folder: Path) -> np.ndarray:

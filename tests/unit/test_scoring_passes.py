@@ -1,6 +1,7 @@
 """Which systems go through a pass together, and that what they share changes no score. No actors."""
 
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,13 +22,15 @@ from rayrec.data import columns as c
 from rayrec.data.beside import Beside
 from rayrec.data.collate import common_start
 from rayrec.data.tokenise import encoded_rows, load_tokenizer, open_encoder, prompt_rows
+from rayrec.errors import InputError
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.run import Run
 from rayrec.scorer import ASKED, BATCHES
 from rayrec.systems import SystemName
 from rayrec.training.evaluate import score_rows, score_rows_twice
 
-ICL, TALLREC, SASREC, SASRECLLM = (
+BIAS, ICL, TALLREC, SASREC, SASRECLLM = (
+    SystemName.BIAS,
     SystemName.ICL,
     SystemName.TALLREC,
     SystemName.SASREC,
@@ -162,6 +165,40 @@ def test_an_evaluation_that_goes_on_finds_the_same_bits(tiny: Path, tmp_path: Pa
     calls.clear()
     scores_of(run, TALLREC, SASREC, SASRECLLM)
     assert calls == []
+
+
+def test_floors_are_written_while_the_others_score(
+    tiny: Path, tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, scored = click_run(tmp_path, tiny), threading.Event()
+
+    def floor(*_: Any) -> np.ndarray:
+        assert scored.wait(60)  # for ever, if it came first
+        return np.full(len(SESSIONS), 0.3)
+
+    def write(run: Run, split: str, path: str, *given: Any) -> None:
+        write_scores(run, split, path, *given)
+        if path == scoring.predictions_path(run, SASREC):
+            scored.set()
+
+    write_scores = scoring.write_scores
+    monkeypatch.setattr(scoring, "floor_scores", floor)
+    monkeypatch.setattr(scoring, "write_scores", write)
+    assert scores_of(run, BIAS, SASREC)[BIAS].tolist() == [0.3] * len(SESSIONS)
+    assert [asked for asked, _ in calls] == [["sasrec"]]
+
+
+def test_what_a_floor_cannot_do_is_told(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = click_run(tmp_path, tiny)
+
+    def floor(*_: Any) -> np.ndarray:
+        raise InputError("no such rows")
+
+    monkeypatch.setattr(scoring, "floor_scores", floor)
+    with pytest.raises(InputError, match="no such rows"):
+        scores_of(run, BIAS, SASREC)
+    assert storage.exists(scoring.predictions_path(run, SASREC))
+    assert not storage.exists(scoring.predictions_path(run, BIAS))
 
 
 def test_a_lora_that_went_on_learning_is_another_model(tiny: Path, tmp_path: Path, calls: Calls) -> None:
