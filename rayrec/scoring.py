@@ -285,7 +285,8 @@ def _calls(
         task = tasks[systems[-1]]
         batch = run.config.evaluation.rows_at_once(with_backbone=task.job.uses_backbone)
         opened = task.source.open()
-        batches = scoring_batches(rows[systems[-1]], opened.lengths, batch, opened.shared)
+        # The longest come first: an actor that is done waits for the other's last call, which then is a short one.
+        batches = scoring_batches(rows[systems[-1]], opened.lengths, batch, opened.shared)[::-1]
         size = _CALL_BATCHES if task.finds is None else 1
         for i in range(0, len(batches), size):
             of_call = [ids.tolist() for ids in batches[i : i + size]]

@@ -111,8 +111,8 @@ def test_some_sessions_are_asked_the_same_whoever_else_is(tiny: Path, tmp_path: 
     assert [*map(len, rows.values())] == [3, 6, 10]
     for few, more in ((3, 6), (6, None)):
         assert rows[few].items() <= rows[more].items()
-    assert calls[:2] == [("sasrec", [4, 4, 2]), ("sasrecllm", [3])]  # a batch of sessions is a call of its own
-    assert calls[-4:] == [("sasrecllm", [3])] * 3 + [("sasrecllm", [1])]
+    assert calls[:2] == [("sasrec", [2, 4, 4]), ("sasrecllm", [3])]  # a batch of sessions is a call of its own
+    assert calls[-4:] == [("sasrecllm", [1])] + [("sasrecllm", [3])] * 3
 
 
 def test_recommendations_are_those_of_the_evaluation(tiny: Path, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_a_language_model_goes_along_with_the_model_it_is_a_part_of(tiny: Path, 
     run = click_run(tmp_path / "together", tiny)
     found = scores_of(run, ICL, TALLREC, SASREC, SASRECLLM)
     assert [asked for asked, _ in calls] == [["icl"], ["sasrec"], BOTH]
-    assert calls[-1] == (BOTH, [3, 3, 3, 1])
+    assert calls[-1] == (BOTH, [1, 3, 3, 3])  # the longest first
     plain = click_run(tmp_path / "plain", tiny, {"fast.split_prompts": False})
     expected = scores_of(plain, ICL, TALLREC, SASREC, SASRECLLM)
     assert [asked for asked, _ in calls[3:]] == [["icl"], ["tallrec"], ["sasrec"], ["sasrecllm"]]
