@@ -159,8 +159,7 @@ def _while_others_score(run: Run, written: Iterator[SystemName]) -> Iterator[Non
         return
     with closing(Ahead(written, depth=len(SystemName))) as ahead:
         yield
-        for _ in ahead:  # raises what a floor raised
-            pass
+        deque(ahead, maxlen=0)  # raises what a floor raised
 
 
 def _encoder_lists(run: Run, split: str, ids: Ids) -> Index:
@@ -221,20 +220,14 @@ def _judged(
 
 def _passes(run: Run, tasks: Mapping[SystemName, ScoringTask]) -> list[tuple[SystemName, ...]]:
     """Systems in the order of their passes; a language model alone goes along with the model that it is a part of."""
-    together: dict[SystemName, SystemName] = {}
-    if run.config.fast.split_prompts:
-        alone = {
-            task.job.parts.get(Part.LORA): name
-            for name, task in tasks.items()
-            if task.source.stream is Stream.TEXT_PROMPTS
-        }
-        together = {
-            alone[task.job.parts.get(Part.LORA)]: name
-            for name, task in tasks.items()
-            if task.source.stream is Stream.HYBRID_PROMPTS and task.job.parts.get(Part.LORA) in alone
-        }
-    whole = {name: one for one, name in together.items()}
-    return [(whole[name], name) if name in whole else (name,) for name in tasks if name not in together]
+    lora = {name: task.job.parts.get(Part.LORA) for name, task in tasks.items()}
+    reading = {
+        stream: [name for name, task in tasks.items() if task.source.stream is stream and run.config.fast.split_prompts]
+        for stream in (Stream.TEXT_PROMPTS, Stream.HYBRID_PROMPTS)
+    }
+    alone = {lora[name]: name for name in reading[Stream.TEXT_PROMPTS]}
+    within = {name: alone[lora[name]] for name in reading[Stream.HYBRID_PROMPTS] if lora[name] in alone}
+    return [(within[name], name) if name in within else (name,) for name in tasks if name not in within.values()]
 
 
 def _task(run: Run, system: SystemName, split: str) -> ScoringTask:
