@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
@@ -100,12 +101,15 @@ def score_candidates(
         floor=floor,
     )
     device = next(model.parameters()).device
-    logits, prefix = [], None
-    for start in range(0, len(candidates), _AT_ONCE):
-        batch = collate(table.slice(start, _AT_ONCE), config.mapper.tokens, Cut.TITLE).to(device)
+    likely, prefix = np.empty(len(table)), None
+    prompt = c.TEXT_TOKENS if stream is Stream.TEXT_PROMPTS else c.HYBRID_TOKENS
+    by_length = np.argsort(pc.list_value_length(table[prompt]), kind="stable")  # titles of like length: less padding
+    for start in range(0, len(table), _AT_ONCE):
+        ids = by_length[start : start + _AT_ONCE]
+        batch = collate(table.take(ids), config.mapper.tokens, Cut.TITLE).to(device)
         prefix = prefix or model.read_prefixes(batch)
-        logits.append(model(batch, prefix))
-    return torch.sigmoid(torch.cat(logits).double()).cpu().numpy()
+        likely[ids] = torch.sigmoid(model(batch, prefix).double()).cpu().numpy()
+    return likely
 
 
 def candidate_table(

@@ -24,7 +24,8 @@ from rayrec.models.dropout import replace_dropouts
 from rayrec.models.last_mlp import LastMlp
 from rayrec.models.packing import Packed, Pieces, joined, pack
 
-_FEW = 4  # rows of a prefix, for which a copy of its keys and values each costs less than two softmaxes to join
+# Rows of a prefix, or tokens, of which each row's copy of keys and values costs less than two softmaxes to join.
+_FEW_ROWS, _FEW_TOKENS = 4, 256
 
 
 class WordLoss(nn.Module):
@@ -123,9 +124,9 @@ class Backbone(nn.Module):
         """The same logits for prompts cut in two, shape (B,); every prefix is computed once.
 
         Where nothing left of the cut learns, the prefixes run without gradient and leave their keys and values: copied
-        for each row where suffixes learn or are few, shared where many are only scored. Else, or where that saves
-        neither gradients nor tokens, prefix and suffixes make up one sequence, in which a suffix sees its prefix and
-        itself.
+        for each row where suffixes learn, are few or stand behind short prefixes, shared where many are only scored.
+        Else, or where that saves neither gradients nor tokens, prefix and suffixes make up one sequence, in which a
+        suffix sees its prefix and itself.
         ``read``: the prefixes, as ``read_prefixes`` left them.
         """
         if read is not None:
@@ -147,7 +148,8 @@ class Backbone(nn.Module):
 
     def _behind(self, prefixes: Prefixes, suffix_BSH: Tensor, prompt: SplitPrompt) -> Tensor:
         """All suffixes as one sequence without padding."""
-        few = len(prompt.suffix_BS) <= _FEW * len(prompt.prefix_UP)
+        count, tokens = prompt.prefix_UP.shape
+        few = tokens <= _FEW_TOKENS or len(prompt.suffix_BS) <= _FEW_ROWS * count
         lay = lay_copies if few or torch.is_grad_enabled() else lay_out
         layout = lay(prompt, prefixes.keys, prefixes.values)
         return self._unpadded(suffix_BSH[filled(prompt)], layout.own.position_N, layout, layout.own.last_B)

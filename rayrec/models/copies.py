@@ -24,21 +24,25 @@ class Copies(NamedTuple):
     keys: list[Tensor]  # a layer's (U, K, P, D)
     values: list[Tensor]
     prefix_of_B: Tensor
-    mask: Mask  # of shape (B, 1, S, L)
+    longest: int  # S
+    mask: Mask  # of shape (B, 1, S, L), or (1, 1, S, L) where all rows see alike
     own: Suffixes
 
 
 def lay_copies(prompt: SplitPrompt, keys: list[Tensor], values: list[Tensor]) -> Copies:
     """Tokens in the order of the rows; ``keys`` and ``values`` as the prefixes left them."""
     start_B = prompt.prefix_length_U[prompt.prefix_of_B]
-    rows, longest = prompt.suffix_BS.shape
+    longest = prompt.suffix_BS.shape[1]
     known_BP = torch.arange(keys[0].shape[2], device=start_B.device) < start_B[:, None]
+    if bool(known_BP.all()):
+        known_BP = known_BP[:1]
     own_SS = torch.ones(longest, longest, dtype=torch.bool, device=start_B.device).tril()
-    seen_BSL = torch.cat([known_BP[:, None].expand(-1, longest, -1), own_SS.expand(rows, -1, -1)], dim=-1)
+    seen_BSL = torch.cat([known_BP[:, None].expand(-1, longest, -1), own_SS.expand(len(known_BP), -1, -1)], dim=-1)
     return Copies(
         keys=keys,
         values=values,
         prefix_of_B=prompt.prefix_of_B,
+        longest=longest,
         mask=Mask(seen_BSL[:, None]),
         own=Suffixes.of(prompt),
     )
@@ -57,7 +61,7 @@ def attend_copies(
 
 def _padded(copies: Copies, state_HND: Tensor) -> Tensor:
     """Shape (B, H, S, D), zeros where a suffix has ended."""
-    rows, _, longest, _ = copies.mask.seen_B1TL.shape
+    rows, longest = len(copies.prefix_of_B), copies.longest
     heads, _, width = state_HND.shape
     padded = state_HND.new_zeros(rows * longest, heads, width)
     return (

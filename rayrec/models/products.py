@@ -5,10 +5,11 @@ queries, L keys, D width of a head.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _HERE = ("cpu", "meta")  # meta: where a CPU's memory is counted
 _READ_SCORES = 2**24  # of a layer, that are held at a time where nothing learns
+_AT_ONCE = 32  # numbers of bf16 that a CPU's softmax takes at once; what is left over of a row goes one by one
 
 
 class Mask:
@@ -20,10 +21,13 @@ class Mask:
         self._added: dict[tuple[int, int, torch.dtype], Tensor] = {}
 
     def added(self, groups: int, each: int, dtype: torch.dtype) -> Tensor:
-        """0 or -inf for K ``groups`` of ``each`` heads, shape (B x K, H / K x T, L), or (1, ...) for all alike."""
+        """0 or -inf for K ``groups`` of ``each`` heads, shape (B x K, H / K x T, L), or (1, ...) for all alike.
+
+        In bf16 L goes up to whole pieces of a softmax, of keys that are none.
+        """
         asked = groups, each, dtype
         if asked not in self._added:
-            seen_BTL = self.seen_B1TL[:, 0]
+            seen_BTL = nn.functional.pad(self.seen_B1TL[:, 0], (0, _left_over(self.seen_B1TL.shape[-1], dtype)))
             unseen_BTL = torch.zeros_like(seen_BTL, dtype=dtype).masked_fill_(~seen_BTL, -torch.inf)
             of_heads = unseen_BTL.repeat(1, each, 1)
             self._added[asked] = of_heads if len(of_heads) == 1 else of_heads.repeat_interleave(groups, 0)
@@ -49,6 +53,8 @@ def quicker_than_fused(query_BHTD: Tensor, key_BKLD: Tensor) -> bool:
 def products(query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask: Mask) -> Tensor:
     """softmax(query . key) . value, shape (B, H, T, D); ``query`` is scaled already."""
     rows, heads, queries, width = query_BHTD.shape
+    if none := _left_over(key_BKLD.shape[2], key_BKLD.dtype):
+        key_BKLD, value_BKLD = (nn.functional.pad(state, (0, 0, 0, none)) for state in (key_BKLD, value_BKLD))
     groups, keys = key_BKLD.shape[1:3]
     each = heads // groups
     # Added by the product itself: filling in takes a pass over the scores of all heads, and another one backwards.
@@ -59,3 +65,7 @@ def products(query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask: Mas
     )
     mixed: Tensor = torch.bmm(score.softmax(-1), value_BKLD.reshape(rows * groups, keys, width))
     return mixed.view(rows, heads, queries, width)
+
+
+def _left_over(keys: int, dtype: torch.dtype) -> int:
+    return -keys % _AT_ONCE if dtype is torch.bfloat16 else 0

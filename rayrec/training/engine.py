@@ -19,6 +19,7 @@ from rayrec.config.training import EngineConfig, Precision, StageConfig
 from rayrec.models.objectives import Objective
 from rayrec.models.sasrecllm import SASRecLLM, trainable
 from rayrec.stages import Part
+from rayrec.training.imports import uncollected, without
 from rayrec.training.job import StageJob
 
 LIVE = 300_000_000  # weights that ZeRO-3 holds gathered at a time: a layer of an 8B model has 218 million
@@ -289,8 +290,9 @@ def _initialize(objective: Objective, optimizer: torch.optim.Optimizer, config: 
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    import deepspeed  # noqa: PLC0415  (seconds to import, and reads the environment set above)
-    from deepspeed import ops  # noqa: PLC0415
+    with uncollected(), without("mlflow"):  # which its autotuner would take
+        import deepspeed  # noqa: PLC0415  (seconds to import, and reads the environment set above)
+        from deepspeed import ops  # noqa: PLC0415
 
     # Without this DeepSpeed compiles a shared-memory all-reduce for a minute; gloo gives the same sums.
     ops.__compatible_ops__["deepspeed_shm_comm"] = False

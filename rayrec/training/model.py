@@ -21,6 +21,7 @@ from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build, calibr
 from rayrec.stages import STAGES, Part, StageName
 from rayrec.training.hardware import check_hardware
 from rayrec.training.heap import keep_freed_memory
+from rayrec.training.imports import uncollected
 from rayrec.training.job import DataFacts, StageJob, derive_seed
 from rayrec.training.parts import load_part
 
@@ -37,6 +38,7 @@ def model_shape(config: Config, facts: DataFacts, *, with_backbone: bool) -> Mod
     return replace(shape, backbone=folder, answers=(answers.yes, answers.no))
 
 
+@uncollected()
 def stage_model(job: StageJob) -> SASRecLLM:
     """The stage's model at its first step: what has an origin loaded, the rest drawn from the seed and stage's name.
 
@@ -81,6 +83,7 @@ class ScoringJob:
     uses_backbone: bool
 
 
+@uncollected()
 def scoring_model(job: ScoringJob) -> SASRecLLM:
     """A system's model in eval mode, in the precision that it was trained in; raises as ``stage_model``."""
     quiet_libraries()

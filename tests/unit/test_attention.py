@@ -80,3 +80,17 @@ def test_and_in_bf16_where_it_does_not(tiny: Path, asked: list[Tensor], monkeypa
     monkeypatch.setattr("rayrec.models.products._READ_SCORES", scores - 1)
     torch.testing.assert_close(backbone.answer(states, length), fused, atol=0, rtol=0)
     assert len(asked) == 4  # too many to hold
+
+
+@pytest.mark.parametrize("keys", [31, 32, 41])
+@torch.no_grad()
+def test_products_of_bf16_see_no_key_more(keys: int) -> None:
+    """A softmax takes 32 of them at once; what fills the last piece up would have the highest score here."""
+    torch.manual_seed(0)
+    key, value = torch.rand(2, 1, 1, keys, 4).bfloat16()
+    query = -20 * torch.ones(1, 2, keys, 4).bfloat16()
+    found = products(query, key, value, causal(keys, keys, query.device))
+    expected = F.scaled_dot_product_attention(
+        query.float(), key.float(), value.float(), is_causal=True, scale=1.0, enable_gqa=True
+    )
+    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)

@@ -97,6 +97,7 @@ def test_titles_alone_are_scored_as_one_by_one(tiny: Path, config: Config) -> No
 def test_a_user_without_history_has_scores_too(tiny: Path, model: SASRecLLM, config: Config) -> None:
     prompts = PromptEncoder(load_tokenizer(tiny), TITLES, 100)
     assert np.isfinite(score_candidates(model, prompts, config, [], [1, 2])).all()
+    assert score_candidates(model, prompts, config, HISTORY, []).shape == (0,)
 
 
 def test_all_rated_items_and_a_floor_are_given_where_they_are_read(tiny: Path, config: Config) -> None:

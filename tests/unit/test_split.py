@@ -207,19 +207,24 @@ def test_every_encoder_speaks_to_the_backbone(kind: EncoderKind, trained: set[Pa
 
 @pytest.mark.parametrize("cut", [Cut.LEARNING, Cut.TITLE])
 @pytest.mark.parametrize("hybrid", [False, True])
-@pytest.mark.parametrize("few", [1, 2], ids=["shared", "copied"])  # 6 rows behind 3 prefixes
+@pytest.mark.parametrize(
+    "few",
+    [(1, 0), (2, 0), (1, 99)],
+    ids=["shared", "few rows", "short prefixes"],  # 6 rows behind 3
+)
 @torch.no_grad()
 def test_scores_are_those_of_whole_prompts(
-    few: int, hybrid: bool, cut: Cut, model: SASRecLLM, monkeypatch: pytest.MonkeyPatch
+    few: tuple[int, int], hybrid: bool, cut: Cut, model: SASRecLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     laid: list[str] = []
     for name, lay in (("lay_out", lay_out), ("lay_copies", lay_copies)):
         monkeypatch.setattr(f"rayrec.models.backbone.{name}", partial(_noted, laid, name, lay))
-    monkeypatch.setattr("rayrec.models.backbone._FEW", few)
+    for name, most in zip(("_FEW_ROWS", "_FEW_TOKENS"), few, strict=True):
+        monkeypatch.setattr(f"rayrec.models.backbone.{name}", most)
     model.set_mode(())
     whole, split = (model(batch) for batch in pair(hybrid=hybrid, cut=cut))
     torch.testing.assert_close(split, whole, atol=1e-5, rtol=1e-5)
-    assert laid == ["lay_out" if few == 1 else "lay_copies"]
+    assert laid == ["lay_out" if few == (1, 0) else "lay_copies"]
 
 
 def test_nothing_left_of_the_soft_tokens_keeps_a_gradient(model: SASRecLLM, monkeypatch: pytest.MonkeyPatch) -> None:
