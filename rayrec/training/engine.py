@@ -287,6 +287,14 @@ def _zero3_share(parameter: Any, value: Tensor) -> Tensor:
 
 
 def _initialize(objective: Objective, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+    engine, *_ = import_deepspeed().initialize(
+        model=objective, optimizer=optimizer, config=config, dist_init_required=False
+    )
+    return engine
+
+
+def import_deepspeed() -> Any:
+    """The module, as this project uses it."""
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -296,5 +304,4 @@ def _initialize(objective: Objective, optimizer: torch.optim.Optimizer, config: 
 
     # Without this DeepSpeed compiles a shared-memory all-reduce for a minute; gloo gives the same sums.
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=config, dist_init_required=False)
-    return engine
+    return deepspeed

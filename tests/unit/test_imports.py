@@ -36,12 +36,9 @@ def test_a_module_is_missing_in_the_block_alone(monkeypatch: pytest.MonkeyPatch)
 
 
 ENGINE = """
-import sys, torch
-from rayrec.training.engine import _initialize
-try:
-    _initialize(torch.nn.Linear(1, 1), None, {})
-except Exception:
-    pass  # nothing is trained here
+import sys
+from rayrec.training.engine import import_deepspeed
+import_deepspeed()
 assert "deepspeed.autotuning" in sys.modules
 assert "mlflow" not in sys.modules
 import mlflow
