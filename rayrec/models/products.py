@@ -27,7 +27,8 @@ class Mask:
         """
         asked = groups, each, dtype
         if asked not in self._added:
-            seen_BTL = nn.functional.pad(self.seen_B1TL[:, 0], (0, _left_over(self.seen_B1TL.shape[-1], dtype)))
+            none = -self.seen_B1TL.shape[-1] % _AT_ONCE if dtype is torch.bfloat16 else 0
+            seen_BTL = nn.functional.pad(self.seen_B1TL[:, 0], (0, none))
             unseen_BTL = torch.zeros_like(seen_BTL, dtype=dtype).masked_fill_(~seen_BTL, -torch.inf)
             of_heads = unseen_BTL.repeat(1, each, 1)
             self._added[asked] = of_heads if len(of_heads) == 1 else of_heads.repeat_interleave(groups, 0)
@@ -53,19 +54,17 @@ def quicker_than_fused(query_BHTD: Tensor, key_BKLD: Tensor) -> bool:
 def products(query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask: Mask) -> Tensor:
     """softmax(query . key) . value, shape (B, H, T, D); ``query`` is scaled already."""
     rows, heads, queries, width = query_BHTD.shape
-    if none := _left_over(key_BKLD.shape[2], key_BKLD.dtype):
-        key_BKLD, value_BKLD = (nn.functional.pad(state, (0, 0, 0, none)) for state in (key_BKLD, value_BKLD))
-    groups, keys = key_BKLD.shape[1:3]
+    groups = key_BKLD.shape[1]
     each = heads // groups
+    added = mask.added(groups, each, query_BHTD.dtype)
+    keys = added.shape[-1]
+    if none := keys - key_BKLD.shape[2]:
+        key_BKLD, value_BKLD = (nn.functional.pad(state, (0, 0, 0, none)) for state in (key_BKLD, value_BKLD))
     # Added by the product itself: filling in takes a pass over the scores of all heads, and another one backwards.
     score = torch.baddbmm(
-        mask.added(groups, each, query_BHTD.dtype),
+        added,
         query_BHTD.reshape(rows * groups, each * queries, width),
         key_BKLD.reshape(rows * groups, keys, width).transpose(1, 2),
     )
     mixed: Tensor = torch.bmm(score.softmax(-1), value_BKLD.reshape(rows * groups, keys, width))
     return mixed.view(rows, heads, queries, width)
-
-
-def _left_over(keys: int, dtype: torch.dtype) -> int:
-    return -keys % _AT_ONCE if dtype is torch.bfloat16 else 0
