@@ -26,7 +26,7 @@ from rayrec.stages import History, Stream
 from rayrec.training.hardware import the_device
 from rayrec.training.model import ScoringJob, scoring_model
 
-_AT_ONCE = 50  # candidates: the states of more are too large for a C library to keep their memory for the next layer
+_AT_ONCE = 34  # candidates: the states of more are too large for a C library to keep their memory for the next layer
 
 
 class Reranker:

@@ -27,12 +27,17 @@ class Mask:
         """
         asked = groups, each, dtype
         if asked not in self._added:
-            none = -self.seen_B1TL.shape[-1] % _AT_ONCE if dtype is torch.bfloat16 else 0
+            none = short_of_pieces(self.seen_B1TL.shape[-1], dtype)
             seen_BTL = nn.functional.pad(self.seen_B1TL[:, 0], (0, none))
             unseen_BTL = torch.zeros_like(seen_BTL, dtype=dtype).masked_fill_(~seen_BTL, -torch.inf)
             of_heads = unseen_BTL.repeat(1, each, 1)
             self._added[asked] = of_heads if len(of_heads) == 1 else of_heads.repeat_interleave(groups, 0)
         return self._added[asked]
+
+
+def short_of_pieces(keys: int, dtype: torch.dtype) -> int:
+    """How many keys are missing to whole pieces of a CPU's softmax."""
+    return -keys % _AT_ONCE if dtype is torch.bfloat16 else 0
 
 
 def causal(queries: int, keys: int, device: torch.device) -> Mask:

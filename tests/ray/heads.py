@@ -58,15 +58,7 @@ def started(env: dict[str, str], log: Path, *, cpus: int = 2) -> Iterator[Cluste
     scratch = Path(tempfile.mkdtemp(prefix="rr-", dir="/tmp"))  # Ray's socket paths must be short
     gcs, dashboard, client, agent = _free_ports(4)
     env = env | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    command = [
-        RAY,
-        "start",
-        "--head",
-        "--block",
-        f"--num-cpus={cpus}",
-        "--disable-usage-stats",
-        f"--temp-dir={scratch}",
-    ]
+    command = [RAY, "start", "--head", "--block", f"--num-cpus={cpus}", "--disable-usage-stats"]
     command += [f"--temp-dir={scratch}", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
     command += ["--object-store-memory=300000000"]
     command += ["--min-worker-port=0", "--max-worker-port=0", f"--ray-client-server-port={client}"]

@@ -1,5 +1,6 @@
 """Suffixes behind shared prefixes, or behind copies of them, against torch's attention over each whole sequence."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -83,6 +84,25 @@ def test_values_and_gradients_are_those_of_whole_sequences(prefixes: list[int], 
     ours, theirs = (torch.autograd.grad((x * weight).sum(), learned) for x in (found_NHD, expected_NHD))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attend", [products, partial(_fused, GroupedAttention())], ids=["products", "fused"])
+@pytest.mark.parametrize("of", [OF, [0] * len(OF)], ids=["several prefixes", "one for all"])
+@torch.no_grad()
+def test_copies_in_bf16_see_no_empty_key(of: list[int], attend: Attend) -> None:
+    """Between a prefix and a suffix stand keys of zeros up to whole pieces: seen, they would have the highest score."""
+    torch.manual_seed(0)
+    prefixes = [7, 2, 4][: max(of) + 1]
+    given = replace(prompt(prefixes), prefix_of_B=torch.tensor(of))
+    before = torch.rand(2, len(prefixes), GROUPS, max(prefixes), WIDTH)
+    own, query_HND = torch.rand(2, GROUPS, sum(SUFFIXES), WIDTH), -20 * torch.ones(HEADS, sum(SUFFIXES), WIDTH)
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        key_UKPD, value_UKPD, key_KND, value_KND = (x.bfloat16().to(dtype) for x in (*before, *own))
+        copies = lay_copies(given, [key_UKPD], [value_UKPD])
+        assert copies.empty == (0 if dtype is torch.float32 else 32 - max(prefixes) - max(SUFFIXES))
+        found[dtype] = attend_copies(copies, 0, query_HND.to(dtype), key_KND, value_KND, attend=attend).float()
+    torch.testing.assert_close(found[torch.bfloat16], found[torch.float32], atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("learns", [True, False])
