@@ -53,15 +53,12 @@ def _attend(
     ``layout``: the one sequence is of suffixes behind their prefixes, or of pieces, each on its own.
     """
     scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
-    if isinstance(layout, Behind | Copies):
-        layer: Any = module.layer_idx
-        states = query_BHTD[0] * scale, key_BKLD[0], value_BKLD[0]
-        if isinstance(layout, Behind):
-            return attend_behind(layout, layer, *states)[None], None
-        attend = partial(_quicker if by_products else _fused, module)
-        return attend_copies(layout, layer, *states, attend=attend)[None], None
     if layout is not None:
-        return attend_pieces(layout, query_BHTD * scale, key_BKLD, value_BKLD).transpose(1, 2), None
+        states = query_BHTD[0] * scale, key_BKLD[0], value_BKLD[0]
+        mixed_NHD = _attend_laid_out(module, layout, states, by_products=by_products)
+        if padding := query_BHTD.shape[2] - len(mixed_NHD):
+            mixed_NHD = nn.functional.pad(mixed_NHD, (0, 0, 0, 0, 0, padding))
+        return mixed_NHD[None], None
     fused = dropout or any(options.get(name) is not None for name in _FUSED_ALONE)
     if fused or not (by_products and quicker_than_fused(query_BHTD, key_BKLD)):
         options |= {"scaling": scaling, "dropout": dropout}
@@ -73,10 +70,26 @@ def _attend(
     return products(query_BHTD * scale, key_BKLD, value_BKLD, mask).transpose(1, 2), None
 
 
-def attend_pieces(pieces: Pieces, query_1HND: Tensor, key_1KND: Tensor, value_1KND: Tensor) -> Tensor:
-    """softmax(query . key) . value of each piece by plain products, shape (1, H, N, D)."""
-    states = (torch.split(state, pieces.lengths, dim=2) for state in (query_1HND, key_1KND, value_1KND))
-    return torch.cat([products(*piece) for piece in zip(*states, pieces.masks, strict=True)], dim=2)
+def _attend_laid_out(
+    module: nn.Module, layout: Behind | Copies | Pieces, states: tuple[Tensor, ...], *, by_products: bool
+) -> Tensor:
+    """Shape (N, H, D), of the N tokens of ``layout``; in ``states`` padding may stand behind them."""
+    if isinstance(layout, Pieces):
+        return attend_pieces(layout, *states)
+    query_HND, key_KND, value_KND = (state[:, : len(layout.own.row_N)] for state in states)
+    layer: Any = module.layer_idx
+    if isinstance(layout, Behind):
+        return attend_behind(layout, layer, query_HND, key_KND, value_KND)
+    attend = partial(_quicker if by_products else _fused, module)
+    return attend_copies(layout, layer, query_HND, key_KND, value_KND, attend=attend)
+
+
+def attend_pieces(pieces: Pieces, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor) -> Tensor:
+    """softmax(query . key) . value of each piece by plain products, shape (N, H, D)."""
+    tokens = sum(pieces.lengths)
+    states = (torch.split(state[None, :, :tokens], pieces.lengths, 2) for state in (query_HND, key_KND, value_KND))
+    mixed_1HND = torch.cat([products(*piece) for piece in zip(*states, pieces.masks, strict=True)], dim=2)
+    return mixed_1HND[0].transpose(0, 1)
 
 
 def _quicker(module: nn.Module, query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask: Mask) -> Tensor:

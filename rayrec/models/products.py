@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 _HERE = ("cpu", "meta")  # meta: where a CPU's memory is counted
 _READ_SCORES = 2**24  # of a layer, that are held at a time where nothing learns
-_AT_ONCE = 32  # numbers of bf16 that a CPU's softmax takes at once; what is left over of a row goes one by one
+_AT_ONCE = 32  # numbers of bf16 that a CPU's kernels take at once; what a softmax has left over goes one by one
 
 
 class Mask:
@@ -35,9 +35,9 @@ class Mask:
         return self._added[asked]
 
 
-def short_of_pieces(keys: int, dtype: torch.dtype) -> int:
-    """How many keys are missing to whole pieces of a CPU's softmax."""
-    return -keys % _AT_ONCE if dtype is torch.bfloat16 else 0
+def short_of_pieces(count: int, dtype: torch.dtype) -> int:
+    """How many keys of a softmax, or rows of a product, are missing to whole pieces."""
+    return -count % _AT_ONCE if dtype is torch.bfloat16 else 0
 
 
 def causal(queries: int, keys: int, device: torch.device) -> Mask:

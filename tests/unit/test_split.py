@@ -227,6 +227,47 @@ def test_scores_are_those_of_whole_prompts(
     assert laid == ["lay_out" if few == (1, 0) else "lay_copies"]
 
 
+@pytest.mark.parametrize("few", [(1, 0), (1, 99)], ids=["shared", "copies"])
+@torch.no_grad()
+def test_in_bf16_scores_are_the_same_with_whole_pieces_of_tokens(
+    few: tuple[int, int], model: SASRecLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, most in zip(("_FEW_ROWS", "_FEW_TOKENS"), few, strict=True):
+        monkeypatch.setattr(f"rayrec.models.backbone.{name}", most)
+    model.set_mode(())
+    padded, bare = in_bf16(model, pair(hybrid=True, cut=Cut.TITLE)[1], monkeypatch)
+    torch.testing.assert_close(padded, bare, atol=1e-2, rtol=1e-2)
+
+
+def test_in_bf16_a_step_is_the_same_with_whole_pieces_of_tokens(
+    model: SASRecLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where LoRA learns, prefixes and suffixes are one sequence."""
+    model.set_mode({Part.LORA})
+    padded, bare = in_bf16(model, pair(hybrid=False)[1], monkeypatch)
+    torch.testing.assert_close(padded, bare, atol=1e-2, rtol=1e-2)
+    learned = [*model.parts()[Part.LORA].values()]
+    ours, theirs = (torch.autograd.grad(logit_B.sum(), learned) for logit_B in (padded, bare))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-2, rtol=2e-2)
+
+
+def in_bf16(model: SASRecLLM, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+    """Logits by a backbone in bf16, with padding behind the tokens, and without."""
+    assert model.backbone is not None
+    lengths: list[int] = []
+    model.backbone.decoder.to(torch.bfloat16).register_forward_pre_hook(
+        lambda _, args, options: lengths.append(options["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    padded = model(batch)
+    with monkeypatch.context() as unpadded:
+        unpadded.setattr("rayrec.models.backbone.short_of_pieces", lambda count, dtype: 0)
+        bare = model(batch)
+    passes = len(lengths) // 2
+    assert lengths[passes - 1] % 32 == 0 < lengths[passes - 1] - lengths[-1] < 32
+    return padded, bare
+
+
 def test_nothing_left_of_the_soft_tokens_keeps_a_gradient(model: SASRecLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoder is called twice, and only the second call is recorded for the backward pass."""
     model.freeze_all_but({Part.MAPPER})
