@@ -14,7 +14,7 @@ from rayrec.benchmark.ranking import CatalogueEvaluation, DrawnSessions
 from rayrec.benchmark.references import CollmLoop, CollmModel, OnePromptEach, TrainerLoop
 from rayrec.benchmark.rows import Rounds
 from rayrec.benchmark.settings import Benchmark, Subject
-from rayrec.benchmark.stages import OwnLoop
+from rayrec.benchmark.stages import OwnLoop, alone
 from rayrec.benchmark.timing import Comparison, Work, compare
 from rayrec.data.catalogue import training_counts
 from rayrec.data.prompts import PromptEncoder
@@ -44,8 +44,8 @@ RECBOLE = "RecBole's evaluation with the same encoder: padded histories, every s
 GROUPBY = "pandas groupby with scikit-learn's roc_auc_score for each user, and once for all"
 
 
-def run_comparisons(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:
-    """Every subject of one process, one after the other; each gives its memory back before the next begins."""
+def compare_subject(benchmark: Benchmark, data: Prepared, subject: Subject) -> Iterator[Comparison]:
+    """Measure a subject in this process."""
     subjects = {
         Subject.ENCODER: _encoder,
         Subject.RANKING: _ranking,
@@ -55,10 +55,10 @@ def run_comparisons(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison
         Subject.METRICS: _metrics,
         Subject.COMPILE: _compile,
     }
-    for subject in benchmark.config.subjects:
-        if subject in subjects:
-            yield from subjects[subject](benchmark, data)
-            gc.collect()
+    torch.set_num_threads(benchmark.base.cluster.most * benchmark.base.cluster.cpus_per_worker)
+    with tempfile.TemporaryDirectory() as scratch:
+        alone(Path(scratch))
+        yield from subjects[subject](benchmark, data)
 
 
 def _encoder(benchmark: Benchmark, data: Prepared) -> Iterator[Comparison]:

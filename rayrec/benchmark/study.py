@@ -14,10 +14,11 @@ import pandas as pd
 import torch
 
 from rayrec import __version__, storage
-from rayrec.benchmark.comparisons import run_comparisons
+from rayrec.benchmark.comparisons import compare_subject
 from rayrec.benchmark.groups import measure_groups
+from rayrec.benchmark.isolated import from_own_process
 from rayrec.benchmark.settings import Benchmark, Subject
-from rayrec.benchmark.stages import alone, matmul_peak
+from rayrec.benchmark.stages import matmul_peak
 from rayrec.benchmark.timing import Comparison
 from rayrec.binding import package_versions
 from rayrec.config.training import Precision
@@ -40,19 +41,20 @@ def run_benchmark(benchmark: Benchmark) -> None:
     with connected(base.cluster):
         prepare_rows(base, data)
         prepare_beside(base, data, read_beside(base, *(STAGES[stage].reads for stage in base.run_stages)))
-    torch.set_num_threads(base.cluster.most * base.cluster.cpus_per_worker)
     found: list[Comparison] = []
     facts: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        if Subject.GROUPS in benchmark.config.subjects:  # first: this process is small yet
+    if Subject.GROUPS in benchmark.config.subjects:
+        with tempfile.TemporaryDirectory() as scratch:
             groups = measure_groups(benchmark, data, Path(scratch))
-            facts = groups.facts
-            print(_line(groups.comparison), flush=True)
-            found.append(groups.comparison)
-        alone(Path(scratch))
-        for comparison in run_comparisons(benchmark, data):
-            print(_line(comparison), flush=True)
-            found.append(comparison)
+        facts = groups.facts
+        print(_line(groups.comparison), flush=True)
+        found.append(groups.comparison)
+    for subject in benchmark.config.subjects:
+        if subject is not Subject.GROUPS:
+            for comparison in from_own_process(compare_subject, benchmark, data, subject):
+                print(_line(comparison), flush=True)
+                found.append(comparison)
+    torch.set_num_threads(base.cluster.most * base.cluster.cpus_per_worker)
     _write(found, facts, base.engine.precision, folder)
 
 
