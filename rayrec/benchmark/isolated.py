@@ -52,8 +52,8 @@ def from_own_process(give: Callable[P, Iterator[T]], *given: P.args, **options: 
 
 
 def _end(process: BaseProcess) -> None:
-    if process.is_alive() and process.pid is not None:
-        os.kill(process.pid, signal.SIGINT)  # so that it takes its files and processes along
+    if process.is_alive():
+        process.terminate()
         process.join(_PATIENCE)
         process.kill()
     process.join()
@@ -61,6 +61,7 @@ def _end(process: BaseProcess) -> None:
 
 def _tell(told: "Connection[Any, Any]", give: Callable[..., Iterator[Any]], given: Any, options: Any) -> None:
     """In the new process."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it takes its files and processes along
     try:
         for found in give(*given, **options):
             told.send(found)
