@@ -36,13 +36,15 @@ class Run:
         self._is_bound()
 
     def bind(self) -> None:
-        """Write ``config.yaml``; once data is prepared with it, the name stands for this configuration.
+        """Sweep the folder and write ``config.yaml``; once data is prepared with it, the name stands for it.
 
         Raises:
             InputError: the name holds another configuration, or the storage cannot be written.
         """
         storage.check_writable(self.folder)
-        if not self._is_bound():
+        bound = self._is_bound()
+        storage.sweep(self.folder)
+        if not bound:
             bind(self.folder, RUN, identity(self.config), self.config.model_dump(mode="json", include=_UNBOUND))
 
     def _is_bound(self) -> bool:

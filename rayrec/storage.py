@@ -162,6 +162,16 @@ def delete(uri: str) -> None:
         filesystem.delete_file(path)
 
 
+def sweep(folder: str) -> None:
+    """Delete what killed processes left half-written anywhere below a folder.
+
+    For the one job that writes there, before it does; on an object store nothing is ever left.
+    """
+    if is_local(folder):
+        for left in sorted(Path(folder).rglob("*.partial")):
+            delete(str(left))
+
+
 def publish(uri: str, files: Mapping[str, bytes], mark: str) -> None:
     """Write a folder of files so that ``mark``, one of them, is there only when all the others are."""
     if is_local(uri):

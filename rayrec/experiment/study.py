@@ -71,6 +71,7 @@ def run_experiment(experiment: Experiment) -> None:
     print(f"rayrec {__version__}  experiment {experiment.config.name}  ->  {folder}", flush=True)
     storage.check_writable(folder)
     bound = is_bound(folder, EXPERIMENT, experiment.identity)
+    storage.sweep(folder)
     failures = Failures()
     if bound and is_prepared(experiment) and all(pair.is_finished for pair in all_pairs(experiment)):
         print("all pairs are complete; nothing to train or score")

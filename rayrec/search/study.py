@@ -47,7 +47,9 @@ def run_search(search: Search) -> None:
     folder = storage.join(storage.absolute(search.base.storage), search.config.name)
     print(f"rayrec {__version__}  search {search.config.name}: {search.stage}, {search.trials} trials  ->  {folder}")
     storage.check_writable(folder)
-    if not is_bound(folder, SEARCH, search.identity):
+    bound = is_bound(folder, SEARCH, search.identity)
+    storage.sweep(folder)
+    if not bound:
         bind(folder, SEARCH, search.identity, search.config.model_dump(mode="json", include=_UNBOUND))
     if _is_finished(search, folder):
         print("all trials are complete; nothing to do")

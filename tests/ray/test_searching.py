@@ -89,6 +89,7 @@ def kill_drivers(searching: Searching, moments: list[int]) -> None:
             family = started.family()
             started.kill()
             processes.end_all(family, grace=5)
+    (searching.folder / "suggestions.jsonl.1234abcd.partial").touch()  # killed while it wrote
     searching.run()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from remains import everything
 
 from rayrec import evaluation, scoring, storage
 from rayrec.config import Config
@@ -31,6 +32,20 @@ def test_a_name_stands_for_one_configuration(tmp_path: Path) -> None:
     assert "the name 'r' already holds another configuration" in message
     assert "encoder.width: 64 -> 32; seed: 0 -> 1" in message and "choose another name or delete" in message
     assert storage.read_text(first.path("config.yaml")) == held
+
+
+def test_what_a_killed_job_left_is_swept_by_its_name_alone(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    first.bind()
+    storage.write_text(first.path("data", "manifest.json"), "{}")
+    left = Path(first.path("report", "metrics.json.1234abcd.partial"))
+    left.parent.mkdir()
+    left.write_text("{")
+    with pytest.raises(InputError):
+        run(tmp_path, seed=1).bind()
+    assert left.exists()
+    run(tmp_path).bind()
+    assert everything(Path(first.folder)) == {"config.yaml", "data/manifest.json"}
 
 
 def test_a_mistake_mended_before_there_is_data_needs_no_other_name(tmp_path: Path) -> None:

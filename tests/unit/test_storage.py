@@ -27,6 +27,14 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert everything(tmp_path) == {"d/e"}
 
 
+def test_what_is_half_written_is_swept(tmp_path: Path) -> None:
+    for name in ("a.json", "a.json.1234abcd.partial", "deep/b.partial/c", "deep/partial"):
+        storage.write_text(f"{tmp_path}/{name}", "{")
+    storage.sweep(str(tmp_path))
+    assert everything(tmp_path) == {"a.json", "deep/partial"}
+    storage.sweep(f"{tmp_path}/none")
+
+
 def test_a_folder_is_uploaded_as_it_is(tmp_path: Path) -> None:
     storage.write_text(f"{tmp_path}/from/sub/x", "1")
     storage.write_text(f"{tmp_path}/from/y", "2")
