@@ -174,7 +174,7 @@ def wait_until(happened: Callable[[], bool], what: str, timeout: float = PATIENC
     end = time.monotonic() + timeout
     while not happened():
         assert time.monotonic() < end, f"waited {timeout:.0f} s for {what}"
-        time.sleep(0.02)
+        time.sleep(0.1)  # what is polled reads logs, and two cores train meanwhile
 
 
 def title(process: psutil.Process) -> str:

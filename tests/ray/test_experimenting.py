@@ -50,7 +50,14 @@ TREE: dict[str, Any] = {
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Everything below it; nothing half-written is."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    assert not [path for path in paths if path.suffix == ".partial"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def stage_of(log: str) -> str:
+    return log.partition("/")[0]
 
 
 def trained(store: Path) -> dict[str, int]:
@@ -112,15 +119,16 @@ def test_a_failing_system_is_mended_and_nothing_is_trained_twice(job_env: dict[s
     assert list(reasons) == ["0", "1"] and all("use a smaller batch" in reason for reason in reasons.values())
     assert results["systems"]["SASRec & co."]["seeds"] == [0, 1] and results["systems"]["Floor"]["seeds"] == [0]
     before = trained(store)
-    stages = Counter(name.partition("/")[0] for name in before)  # nothing for what cannot be ended
-    assert stages == {"pretrain_encoder": 2, "tune_lora": 2, "tune_hybrid": 4}  # the ensemble's, and the joint ones
+    # Nothing for what cannot be ended; of the hybrids the ensemble's and the joint ones.
+    assert Counter(map(stage_of, before)) == {"pretrain_encoder": 2, "tune_lora": 2, "tune_hybrid": 4}
 
     tree["systems"]["Mapper only"]["set"][BATCH] = 16
     file.write_text(yaml.safe_dump(tree, sort_keys=False))
+    (folder / "results.json.1234abcd.partial").touch()  # killed while it wrote
     second = processes.run(command, job_env, tmp_path / "second").checked()
     after = trained(store)
     assert {name: after.get(name) for name in before} == before  # the encoders are below the mappers, too
-    assert [name.partition("/")[0] for name in after.keys() - before.keys()] == ["tune_hybrid"] * 2
+    assert list(map(stage_of, after.keys() - before.keys())) == ["tune_hybrid"] * 2
     assert len(list((store / "data").iterdir())) == 1 and second.out.count("complete before") == 7
     print(f"experiment: {first.seconds:.0f} s and, mended, {second.seconds:.0f} s")
 

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import re
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from clicks import STAGES
 from conftest import SCORED, SMOKE, Pipeline
 from heads import Cluster
 
+from rayrec.stages import StageName
+
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -28,12 +31,20 @@ def cluster(job_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
         yield cluster
 
 
-def test_both_forms_give_the_same_bytes(cluster: Cluster, uninterrupted: Pipeline, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "given",
+    [pytest.param(tuple(STAGES)[:-1], id="the last stage"), pytest.param((), id="all stages", marks=pytest.mark.full)],
+)
+def test_both_forms_give_the_same_bytes(
+    given: tuple[StageName, ...], cluster: Cluster, uninterrupted: Pipeline, tmp_path: Path
+) -> None:
     """The path alone, whose exec bit and shebang travel with the working directory, trains; ``python`` finds it done.
 
-    ``--`` only keeps the job's options from the command line of Ray.
+    ``given``: stages that are trained already. ``--`` only keeps the job's options from the command line of Ray.
     """
     uninterrupted.finished.checked()
+    for stage in given:
+        shutil.copytree(uninterrupted.folder.parent / "store" / stage, tmp_path / "store" / stage)
     options = ["jobs/full_pipeline.py", *SMOKE, "--set", f"storage={tmp_path}"]
     finished = cluster.submit(tmp_path / "log", "--", *options).checked()
     print(f"submitted run: {finished.seconds:.0f} s")
