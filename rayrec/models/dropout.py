@@ -27,8 +27,8 @@ class Dropout(nn.Dropout):
         return sums
 
     def draws(self, values: Tensor) -> bool:
-        """Whether numbers of our own drop some of ``values``."""
-        return self.training and self.p > 0 and values.is_cpu
+        """Whether numbers of our own drop some of ``values``; torch.compile would break its graph at numpy's."""
+        return self.training and self.p > 0 and values.is_cpu and not torch.compiler.is_compiling()
 
     def _kept(self, values: Tensor) -> Tensor:
         return is_kept(values.shape, self.p, values.dtype).mul_(kept_scale(self.p))

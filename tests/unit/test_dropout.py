@@ -74,6 +74,14 @@ def test_nothing_is_dropped_in_evaluation_or_at_rate_zero() -> None:
     assert torch.equal(Dropout(0.0)(ROWS), ROWS)
 
 
+@pytest.mark.parametrize("onto", [False, True])
+def test_a_compiled_graph_does_not_break_at_it(onto: bool) -> None:
+    layer = Dropout(0.5)
+    run = torch.compile(lambda x: layer.onto(x, x) if onto else layer(x), backend="aot_eager", fullgraph=True)
+    found = run(ROWS) - (1.0 if onto else 0.0)
+    assert set(found.unique().tolist()) == {0.0, 2.0}
+
+
 def test_a_rate_next_to_one_stays_finite() -> None:
     assert Dropout(0.999999)(ROWS).isfinite().all()
 
