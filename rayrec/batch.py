@@ -1,10 +1,15 @@
-"""The tensors that pass from data to models. Shapes: B rows, L history items, T tokens, K soft tokens a vector."""
+"""The tensors that pass from data to models.
+
+Shapes: B rows, L history items, T tokens, K soft tokens a vector, F features.
+"""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+
+FEATURES: Final = 41  # F: numbers by which the feature floor describes a row
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Batch:
     prompt: Prompt | SplitPrompt | None = None
     label_BL: Tensor | None = None  # int64, of the history: 1 disliked, 2 liked, 0 padding; None: liked throughout
     floor_B: Tensor | None = None  # float32, the feature floor's logit; None where no score starts from it
+    features_BF: Tensor | None = None  # float32, the feature floor's, standardised; None where no mapper reads them
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``."""

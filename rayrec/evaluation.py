@@ -97,6 +97,8 @@ def _notes(run: Run) -> list[str]:
         starting = " and ".join(named[system] for system, offset in offsets.items() if offset == start)
         if starting:
             notes.append(f"Scores of {starting} start from those of {owner}, and learn how much to add.")
+    if config.mapper.features:
+        notes.append(f"The item's soft tokens tell {named[SystemName.SASRECLLM]} the feature floor's features, too.")
     if config.data.dataset == "synthetic":
         notes.insert(0, "The data is generated: these figures show that the machinery works and nothing else.")
     return notes

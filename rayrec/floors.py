@@ -1,7 +1,7 @@
 """The systems without a neural model: fitted on the prepared training rows, in this process, block by block."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -74,20 +74,49 @@ def write_floor(folder: str, scratch: Path) -> None:
     Raises:
         InputError: there is no feature floor of these rows.
     """
-    floor, train = _feature_floor(folder), PreparedRows(folder, "train", in_time=True)
-    with _one_thread():
-        try:
-            floor.fit(train, PreparedRows(folder, "valid"))
-            scores = {"train": np.empty(len(train))}
-            scores["train"][train.order] = floor.predict_training(train)
-        except ValueError as error:
-            told = f"no feature floor of the rows in {folder}: {error}; leave the offset out"
-            raise InputError(f"offset: {told}") from None
+    with _fitted(folder, "offset") as (floor, train):
+        scores = {"train": np.empty(len(train))}
+        scores["train"][train.order] = floor.predict_training(train)
         scores |= {split: floor.predict(PreparedRows(folder, split)) for split in ("valid", "test")}
-    for split, score in scores.items():
-        table = pa.table([pa.array(logit(np.clip(score, MARGIN, 1 - MARGIN)), pa.float32())], schema=c.FLOOR_SCHEMA)
-        pq.write_table(table, scratch / f"{split}.parquet", compression="zstd")
+    logits = {split: logit(np.clip(score, MARGIN, 1 - MARGIN)) for split, score in scores.items()}
+    columns = {split: pa.array(of_split, pa.float32()) for split, of_split in logits.items()}
+    _write(columns, c.FLOOR_SCHEMA, scratch)
     Beside.FLOOR.publish(folder, scratch, chosen=[asdict(candidate) for candidate in floor.chosen])
+
+
+def write_features(folder: str, scratch: Path) -> None:
+    """Write what the feature floor knows of each prepared row beside it; of training rows what their time knew.
+
+    Raises:
+        InputError: there is no feature floor of these rows.
+    """
+    with _fitted(folder, "mapper.features") as (floor, train):
+        found = {"train": floor.describe_training(train)[np.argsort(train.order)]}
+        found |= {split: floor.describe(PreparedRows(folder, split)) for split in ("valid", "test")}
+    columns = {
+        split: pa.FixedSizeListArray.from_arrays(each.ravel(), each.shape[1]).cast(pa.list_(pa.float32()))
+        for split, each in found.items()
+    }
+    _write(columns, c.FEATURES_SCHEMA, scratch)
+    Beside.FEATURES.publish(folder, scratch, chosen=asdict(floor.chosen[0]))
+
+
+@contextmanager
+def _fitted(folder: str, key: str) -> Iterator[tuple[FeatureFloor, PreparedRows]]:
+    """The feature floor and its training rows in the order of time; ``key`` of the configuration asks for it."""
+    floor, train = _feature_floor(folder), PreparedRows(folder, "train", in_time=True)
+    try:
+        with _one_thread():
+            floor.fit(train, PreparedRows(folder, "valid"))
+            yield floor, train
+    except ValueError as error:
+        told = f"no feature floor of the rows in {folder}: {error}; leave it out"
+        raise InputError(f"{key}: {told}") from None
+
+
+def _write(columns: dict[str, pa.Array], schema: pa.Schema, scratch: Path) -> None:
+    for split, column in columns.items():
+        pq.write_table(pa.table([column], schema=schema), scratch / f"{split}.parquet", compression="zstd")
 
 
 def _one_thread() -> AbstractContextManager[object]:

@@ -14,7 +14,7 @@ from rayrec.data.prepare import MANIFEST, prepare
 from rayrec.data.rated import write_rated
 from rayrec.data.tokenise import load_tokenizer, write_prompts
 from rayrec.data.vectors import read_vectors
-from rayrec.floors import write_floor
+from rayrec.floors import write_features, write_floor
 from rayrec.models.checkpoints import local_backbone
 from rayrec.name_tables import NameTable, nearness_table, write_table
 from rayrec.questions import write_questions
@@ -59,6 +59,8 @@ def prepare_beside(config: Config, data: Prepared, wanted: Iterable[Beside]) -> 
                 write_rated(data.folder, Path(scratch))
             elif beside is Beside.ANSWERS:
                 _write_answers(config, data, Path(scratch))
+            elif beside is Beside.FEATURES:
+                write_features(data.folder, Path(scratch))
             else:
                 write_floor(data.folder, Path(scratch))
 

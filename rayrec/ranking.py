@@ -70,14 +70,16 @@ def score_candidates(
     user: int = c.UNKNOWN_USER,
     rated: Sequence[tuple[int, bool]] | None = None,
     floor: Sequence[float] | None = None,
+    features: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float64]:
     """Probability of "like" for each candidate item, shape (candidates,); the prefix is read once.
 
     ``history`` is the user's liked items, oldest first; the prompt shows the newest ``data.history`` of them and the
     encoder reads as many as it can. ``user`` is the prepared data's id, for encoders that know users by name. ``rated``
     are all items that the user has rated, oldest first, and whether each was liked, for an encoder that reads them;
-    ``floor`` is the feature floor's logit of each candidate, for a score that starts from it. A model without a mapper
-    reads titles alone.
+    ``floor`` is the feature floor's logit of each candidate, for a score that starts from it, and ``features`` are its
+    standardised features, shape (candidates, FEATURES), for a mapper that reads them. A model without a mapper reads
+    titles alone.
 
     Raises:
         ValueError: the configuration reads what is not given.
@@ -87,6 +89,8 @@ def score_candidates(
         raise ValueError("encoder.history: rated; give all rated items, too")
     if floor is None and Beside.FLOOR in read_beside(config, stream):
         raise ValueError(f"mapper.offset: {config.mapper.offset}; give the feature floor's logits, too")
+    if features is None and Beside.FEATURES in read_beside(config, stream):
+        raise ValueError(f"mapper.features: {config.mapper.features}; give its features, too")
     model.set_mode(())
     read = 1 if model.encoder is None else model.encoder.max_len
     table = candidate_table(
@@ -99,6 +103,7 @@ def score_candidates(
         user=user,
         rated=rated,
         floor=floor,
+        features=features,
     )
     device = next(model.parameters()).device
     likely, prefix = np.empty(len(table)), None
@@ -123,6 +128,7 @@ def candidate_table(
     user: int = c.UNKNOWN_USER,
     rated: Sequence[tuple[int, bool]] | None = None,
     floor: Sequence[float] | None = None,
+    features: NDArray[np.float32] | None = None,
 ) -> pa.Table:
     """The candidates as rows of one user, with what ``collate`` reads."""
     more: dict[str, pa.Array] = {}
@@ -131,6 +137,8 @@ def candidate_table(
         more[c.HISTORY_LABELS] = pa.array([labels] * len(items), pa.list_(pa.int8()))
     if floor is not None:
         more[c.FLOOR] = pa.array(floor, pa.float32())
+    if features is not None:
+        more[c.FEATURES] = pa.array(features.tolist(), pa.list_(pa.float32()))
     seen = history if rated is None else [item for item, _ in rated]
     return pa.table(
         {

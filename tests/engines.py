@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from rayrec.batch import Batch, Prompt
+from rayrec.batch import FEATURES, Batch, Prompt
 from rayrec.config import Config
 from rayrec.config.training import TuneLoraConfig
 from rayrec.models.answers import answer_words
@@ -49,7 +49,7 @@ class Case:
     steps: int = STEPS
     kind: EncoderKind = EncoderKind.SASREC
     alone: bool = False  # no prompts: the encoder's own score
-    more: bool = False  # rated histories, and scores that start from the feature floor's
+    more: bool = False  # rated histories, scores that start from the feature floor's, a mapper that reads its features
     answers: bool = False  # in words
 
 
@@ -78,7 +78,7 @@ def config(zero: int, precision: str, kind: EncoderKind = EncoderKind.SASREC, *,
             "backbone": {"quantised": NF4 if precision == NF4 else None},
             "cluster": {"gpus_per_worker": int(precision in {"fp16", NF4})},
             "encoder": OF_A_KIND[kind] | {"kind": kind} | offset | ({"history": "rated"} if more else {}),
-            "mapper": offset,
+            "mapper": offset | ({"features": "feature_floor"} if more else {}),
             "lora": {"dropout": 0.0},
         }
     )
@@ -134,6 +134,7 @@ def batch(step: int, *, alone: bool = False) -> Batch:
         user_B=torch.randint(0, USERS + 1, (ROWS,), generator=draw),
         label_BL=torch.randint(1, 3, (ROWS, MAX_LEN), generator=draw) * (history_BL > 0),
         floor_B=torch.randn(ROWS, generator=draw),
+        features_BF=torch.randn(ROWS, FEATURES, generator=draw),
     )
 
 
@@ -151,6 +152,7 @@ def rows(whole: Batch, index: Tensor) -> Batch:
         prompt=part,
         label_BL=None if whole.label_BL is None else whole.label_BL[index],
         floor_B=None if whole.floor_B is None else whole.floor_B[index],
+        features_BF=None if whole.features_BF is None else whole.features_BF[index],
     )
 
 

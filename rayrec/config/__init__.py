@@ -102,6 +102,7 @@ class Config(Section):
             (self.encoder.history is History.RATED, "encoder.history: rated"),
             (self.encoder.offset, f"encoder.offset: {self.encoder.offset}"),
             (self.mapper.offset and not self._starts_from_its_encoder, f"mapper.offset: {self.mapper.offset}"),
+            (self.mapper.features, f"mapper.features: {self.mapper.features}"),
         ):
             if asked:
                 raise ValueError(f"{key} learns from what was disliked; for data.task next_item leave it out")
@@ -211,6 +212,7 @@ _YOUNGER = (
     "encoder.mask",
     "encoder.offset",
     "mapper.offset",
+    "mapper.features",
     "fast.kept_prefixes_gb",
     "stages.pretrain_encoder.negatives",
     "stages.pretrain_encoder.calibration",

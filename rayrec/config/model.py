@@ -58,6 +58,7 @@ class MapperConfig(Section):
     expansion: PositiveInt = 10
     tokens: PositiveInt = 1  # soft tokens per vector
     offset: Offset | Literal["encoder"] | None = None  # of the language model's score
+    features: Literal["feature_floor"] | None = None  # what it reads beside the target item's vector
 
 
 class BackboneConfig(Section):

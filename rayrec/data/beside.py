@@ -18,6 +18,7 @@ class Beside(Name):
     PROMPTS = "prompts"  # of the rows, or of those
     RATED = "rated"  # histories of all rated items
     FLOOR = "floor"  # the feature floor's logits
+    FEATURES = "features"  # what it knows of each row
     ANSWERS = "answers"  # prompts that ask for items by name, and their answers
 
     def mark(self, folder: str) -> str:
@@ -41,6 +42,7 @@ def read_beside(config: Config, *streams: Stream) -> frozenset[Beside]:
         Beside.PROMPTS: not {Stream.TEXT_PROMPTS, Stream.HYBRID_PROMPTS}.isdisjoint(streams),
         Beside.RATED: config.encoder.history is History.RATED and set(streams) != {Stream.TEXT_PROMPTS},
         Beside.FLOOR: any(offsets.get(stream) for stream in streams),
+        Beside.FEATURES: config.mapper.features is not None and Stream.HYBRID_PROMPTS in streams,
         Beside.ANSWERS: Stream.ANSWER_PROMPTS in streams,
     }
     return frozenset(beside for beside, is_read in asked.items() if is_read)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from rayrec.batch import Batch, Prompt, SplitPrompt
+from rayrec.batch import FEATURES, Batch, Prompt, SplitPrompt
 from rayrec.data import columns as c
 from rayrec.data.rows import HISTORY
 
@@ -39,7 +39,14 @@ def collate(table: pa.Table, soft_tokens: int, cut: Cut | Array) -> Batch:
         prompt=_prompt(table, soft_tokens, cut) if c.SHARED in table.column_names else None,
         label_BL=_history_labels(table, shifted) if c.HISTORY_LABELS in table.column_names else None,
         floor_B=torch.from_numpy(table[c.FLOOR].to_numpy().copy()) if c.FLOOR in table.column_names else None,
+        features_BF=_features(table[c.FEATURES]) if c.FEATURES in table.column_names else None,
     )
+
+
+def _features(column: pa.ChunkedArray) -> torch.Tensor:
+    """Shape (rows, FEATURES)."""
+    flat = np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks] or [np.empty(0, np.float32)])
+    return torch.from_numpy(flat.reshape(len(column), FEATURES))
 
 
 def common_start(text: pa.Table, hybrid: pa.Table) -> Array:

@@ -30,6 +30,7 @@ RATED_LABELS: Final = "rated_labels"
 SEEN_RATED: Final = "seen_rated"
 HISTORY_LABELS: Final = "history_labels"
 FLOOR: Final = "floor"
+FEATURES: Final = "features"
 SOURCE_ID: Final = "source_id"
 TITLE: Final = "title"
 SCORE: Final = "score"
@@ -90,6 +91,7 @@ ITEMS_SCHEMA: Final = pa.schema([(ITEM_ID, pa.int32()), (SOURCE_ID, pa.string())
 RATED_SCHEMA: Final = pa.schema([(RATED, pa.list_(pa.int32())), (RATED_LABELS, pa.list_(pa.int8()))])
 SEEN_RATED_SCHEMA: Final = pa.schema([(SEEN_RATED, pa.int32())])
 FLOOR_SCHEMA: Final = pa.schema([(FLOOR, pa.float32())])  # log-odds of "like"
+FEATURES_SCHEMA: Final = pa.schema([(FEATURES, pa.list_(pa.float32()))])  # standardised, as many in every row
 PROMPTS_SCHEMA: Final = pa.schema(
     [
         (TEXT_TOKENS, pa.list_(pa.int32())),

@@ -55,7 +55,7 @@ class OpenRows:
         self.source = source
         is_asked = Beside.ASKED in source.beside
         self._rows = self._beside(Beside.ASKED) if is_asked else open_table(f"{source.folder}/{source.split}.parquet")
-        self._floor = self._beside(Beside.FLOOR) if Beside.FLOOR in source.beside else None
+        self._told = [self._beside(each) for each in (Beside.FLOOR, Beside.FEATURES) if each in source.beside]
         self._prompts = None
         if source.stream in _PROMPTS:
             beside, columns = _PROMPTS[source.stream]
@@ -111,8 +111,9 @@ class OpenRows:
         }
         if self._labels is not None:
             columns[c.HISTORY_LABELS] = pa.ListArray.from_arrays(offsets, self._labels.take(places))
-        if self._floor is not None:
-            columns[c.FLOOR] = self._floor[c.FLOOR].take(ids).combine_chunks()
+        for told in self._told:
+            taken = told.take(ids)
+            columns |= {name: taken[name].combine_chunks() for name in taken.column_names}
         if self._prompts is not None:
             columns[c.SHARED] = pa.array(self.shared[ids])
             prompts = self._prompts.take(ids)

@@ -96,10 +96,15 @@ class SASRecLLM(nn.Module):
         return prefix_UPH.index_put((of_B1, user_at_BK), soft_B2KH[:, 0]), suffix_BSH
 
     def soft_tokens(self, batch: Batch) -> Tensor:
-        """The user's and the target item's soft tokens, shape (B, 2, K, H)."""
+        """The user's and the target item's soft tokens, shape (B, 2, K, H).
+
+        Features are of both, and the user's tokens may stand where rows of several items share them: the item's have
+        them.
+        """
         assert self.encoder is not None and self.mapper is not None
+        assert self.mapper.features is None or batch.features_BF is not None, "the batch holds no features to read"
         user_BD, item_BD = self._user_vectors(batch), self.encoder.item_vectors(batch.item_B)
-        return torch.stack([self.mapper(user_BD), self.mapper(item_BD)], dim=1)
+        return torch.stack([self.mapper(user_BD), self.mapper(item_BD, batch.features_BF)], dim=1)
 
     def _user_vectors(self, batch: Batch) -> Tensor:
         """Shape (B, D). Rows behind one prefix liked the same: where nothing tells them apart, it is read once."""

@@ -68,6 +68,7 @@ def _check_system(run: Run, system: SystemName) -> None:
     ]
     if reads is Stream.HYBRID_PROMPTS:
         asked.append(("mapper.offset", config.mapper.offset == "feature_floor"))  # else it is the encoder's
+        asked.append(("mapper.features", config.mapper.features))
     for key, is_asked in asked:
         if is_asked:
             raise InputError(f"--system {system}: this run's {key} reads ratings, which sessions of liked items lack")

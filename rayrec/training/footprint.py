@@ -15,7 +15,7 @@ from torch.fx.experimental import _config
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from rayrec.batch import Batch, Prompt
+from rayrec.batch import FEATURES, Batch, Prompt
 from rayrec.models.objectives import Objective
 from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build, trainable
 from rayrec.stages import History
@@ -103,7 +103,8 @@ def _activations(job: StageJob, model: SASRecLLM, tokens: int) -> float:
         answer_at = torch.ones(rows).long() if job.spec.reads.answers else None
         prompt = Prompt(torch.ones(rows, tokens).long(), torch.full((rows,), tokens), soft, answer_at)
     history_labels = history if job.config.encoder.history is History.RATED else None
-    batch = Batch(user, history, item, label, prompt, label_BL=history_labels, floor_B=label)
+    features = torch.ones(rows, FEATURES)
+    batch = Batch(user, history, item, label, prompt, label_BL=history_labels, floor_B=label, features_BF=features)
     model.set_mode(job.trains)
     # Which positions a loss takes is content, which there is none of: all of them, an upper bound.
     every = _config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]  # is put there when imported

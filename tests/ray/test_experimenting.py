@@ -178,6 +178,7 @@ FURTHER: dict[str, Any] = {
     "SASRec + floor": {"system": "sasrec", "set": {"encoder.offset": OFFSET, "stages.pretrain_encoder.lr": 0.03}},
     "SASRec + floor, still": {"system": "sasrec", "set": {"encoder.offset": OFFSET, **STILL}},
     "Both": {"system": "sasrecllm", "set": {"encoder.history": "rated", "mapper.offset": OFFSET}},
+    "Told": {"system": "sasrecllm", "set": {"mapper.features": OFFSET}},
     "Both, still": {"system": "sasrecllm", "set": {"encoder.history": "rated", "mapper.offset": OFFSET, **STILL}},
 }
 
@@ -190,7 +191,7 @@ def test_what_is_better_than_the_paper(job_env: dict[str, str], tmp_path: Path) 
     command = processes.job("experiment", "--config", str(file))
     processes.run(command, job_env, tmp_path / "first").checked()
     (data,) = (store / "data").iterdir()
-    assert {path.name for path in data.iterdir() if path.is_dir()} == {"prompts", "rated", "floor"}
+    assert {path.name for path in data.iterdir() if path.is_dir()} == {"prompts", "rated", "floor", "features"}
     titles = json.loads((folder / "results.json").read_text())["systems"]
     assert not any(row["failures"] for row in titles.values())
     scores = {path.name: pd.read_parquet(path / "0.parquet")["score"] for path in (folder / "predictions").iterdir()}

@@ -34,6 +34,7 @@ def test_how_to_run_is_not_what_to_run(assignments: list[str]) -> None:
         "encoder.offset=feature_floor",
         "mapper.tokens=2",
         "mapper.offset=feature_floor",
+        "mapper.features=feature_floor",
         "backbone.sources=tiny",
         "backbone.score=yes",
         "lora.r=4",
@@ -77,7 +78,13 @@ def test_names_that_were_bound_before_a_setting_came_stay_bound() -> None:
         "ml100k_smollm2": "d512d69e0c728db8acfc8fa4d17175d64c84e2f2834a1d68803adf2d38b108eb",
         "smoke": "c26e2be678c886a884d6a41ff2bdad30cd71d1eb19482c773915d82d1a592336",
     }
-    said = ["encoder.history=liked", "encoder.mask=0.2", "encoder.offset=null", "mapper.offset=null"]
+    said = [
+        "encoder.history=liked",
+        "encoder.mask=0.2",
+        "encoder.offset=null",
+        "mapper.offset=null",
+        "mapper.features=null",
+    ]
     said += [
         "fast.kept_prefixes_gb=0.25",
         "stages.pretrain_encoder.negatives=256",

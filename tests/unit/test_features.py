@@ -12,8 +12,10 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
+from rayrec.batch import FEATURES
 from rayrec.models.baselines import features, past
 from rayrec.models.baselines.features import (
+    CANDIDATES,
     Candidate,
     FeatureFloor,
     Seen,
@@ -126,6 +128,53 @@ def test_only_the_newest_rows_are_fitted_to(monkeypatch: pytest.MonkeyPatch) -> 
     assert (ids >= starts[-1]).sum() == newest and (ids >= starts[-2]).all()
     again, same = fitted_to(rows)
     assert np.array_equal(ids, again) and np.array_equal(found, same)
+
+
+# What a mapper reads
+
+
+def test_training_rows_are_described_as_for_the_regression() -> None:
+    rows = table()
+    model = FeatureFloor(TITLES, judge, candidates=FEW[:1]).fit(rows, table(seed=1))
+    ids, fitted = fitted_to(rows)
+    found = model.describe_training(rows)
+    assert found.dtype == np.float32 and not found[: ids[0]].any()
+    assert found[ids] == pytest.approx(StandardScaler().fit_transform(fitted), abs=1e-5)
+
+
+def test_other_rows_are_described_by_all_training_rows() -> None:
+    rows, asked_of = table(), table(seed=1)
+    model = FeatureFloor(TITLES, judge, candidates=FEW).fit(rows, asked_of)
+    (best,) = model.chosen
+    _, (fitted,) = training_features(rows, Seen.of(rows), YEARS, best.blocks, [best.counting])
+    seen = Past(
+        *(rows[name].to_numpy() for name in ("user_id", "item_id", "label")),
+        YEARS,
+        prior=best.prior,
+        factors=best.factors,
+    )
+    wanted = StandardScaler().fit(fitted).transform(describe(seen, asked_of, np.arange(len(asked_of))))
+    assert model.describe(asked_of) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_no_label_describes_its_own_row() -> None:
+    """Those of the newest block describe nothing at all, but the candidate is the same whatever they are."""
+    rows = table()
+    labels = rows["label"].to_numpy().copy()
+    start = block_starts(rows["timestamp"].to_numpy(), ONE.blocks)[-1]
+    labels[start:] = 1 - labels[start:]
+    found = [
+        FeatureFloor(TITLES, judge, candidates=[ONE]).fit(each, table(seed=1)).describe_training(each)
+        for each in (rows, relabelled(rows, labels))
+    ]
+    assert np.array_equal(*found)
+
+
+def test_as_many_numbers_as_a_batch_holds() -> None:
+    rows = table(400)
+    for candidate in CANDIDATES:
+        seen = Seen.of(rows).pasts(len(rows), YEARS, [candidate.counting])[0]
+        assert describe(seen, rows, np.arange(3)).shape == (3, FEATURES)
 
 
 # Features

@@ -17,7 +17,7 @@ from rayrec import floors
 from rayrec.data import columns as c
 from rayrec.data.rows import HISTORY
 from rayrec.errors import InputError
-from rayrec.floors import FLOORS, floor_scores, write_floor
+from rayrec.floors import FLOORS, floor_scores, write_features, write_floor
 from rayrec.metrics.pointwise import auc, log_loss
 from rayrec.models.baselines.bias import BiasFloor
 from rayrec.models.baselines.features import FeatureFloor
@@ -163,6 +163,24 @@ def test_logits_beside_the_rows_are_the_floors(rows: dict[str, pd.DataFrame], tm
     }
 
 
+def test_features_beside_the_rows_are_the_floors(rows: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    """Those of training rows are told in time, and stand in the order of the rows whatever that is."""
+    order = shuffled(tmp_path / "data")
+    tables = {split: pa.Table.from_pandas(frame, preserve_index=False) for split, frame in rows.items()}
+    model = FeatureFloor(["", *TITLES], floors.auc_and_uauc).fit(tables["train"], tables["valid"])
+    (tmp_path / "scratch").mkdir()
+    write_features(str(tmp_path / "data"), tmp_path / "scratch")
+    folder = tmp_path / "data" / "features"
+    for split in c.SPLITS:
+        told = model.describe_training(tables[split])[order] if split == "train" else model.describe(tables[split])
+        table = pq.read_table(folder / f"{split}.parquet")
+        assert table.schema == c.FEATURES_SCHEMA
+        assert np.stack(table[c.FEATURES].to_numpy()) == pytest.approx(told, abs=1e-6)
+    mark = json.loads((folder / "features.json").read_text())
+    assert mark["chosen"] == asdict(model.chosen[0])
+    assert set(mark["files"]) == {f"{split}.parquet" for split in c.SPLITS}
+
+
 def test_rows_without_a_floor_are_named(rows: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     path = tmp_path / "data" / "train.parquet"
     table = pq.read_table(path)
@@ -172,7 +190,9 @@ def test_rows_without_a_floor_are_named(rows: dict[str, pd.DataFrame], tmp_path:
         InputError, match=r"offset: no feature floor of the rows in .*: all 500 training rows have the same"
     ):
         written(tmp_path)
-    assert not (tmp_path / "data" / "floor").exists()
+    with pytest.raises(InputError, match=r"mapper\.features: no feature floor of the rows in .*; leave it out"):
+        write_features(str(tmp_path / "data"), tmp_path / "scratch")
+    assert not {"floor", "features"} & {path.name for path in (tmp_path / "data").iterdir()}
 
 
 def test_a_candidate_is_judged_by_both() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rayrec import ranking
-from rayrec.batch import Batch, Prompt
+from rayrec.batch import FEATURES, Batch, Prompt
 from rayrec.config import Config
 from rayrec.config.model import EncoderConfig
 from rayrec.data.collate import Cut, collate
@@ -101,23 +101,29 @@ def test_a_user_without_history_has_scores_too(tiny: Path, model: SASRecLLM, con
 
 
 def test_all_rated_items_and_a_floor_are_given_where_they_are_read(tiny: Path, config: Config) -> None:
-    changes = {"encoder": {"history": "rated"}, "mapper": {"offset": "feature_floor"}}
+    floors = {"offset": "feature_floor", "features": "feature_floor"}
+    changes = {"encoder": {"history": "rated"}, "mapper": floors}
     tree = config.model_dump()
     settings = Config.model_validate(tree | {key: tree[key] | value for key, value in changes.items()})
     model, prompts = made(tiny, settings), PromptEncoder(load_tokenizer(tiny), TITLES, 100)
     assert model.mapper is not None and model.mapper.offset is not None
     nn.init.constant_(model.mapper.offset.own, 1.0)
+    assert model.mapper.features is not None
+    nn.init.normal_(model.mapper.features.weight)
+    told = np.random.default_rng(0).normal(size=(3, FEATURES)).astype(np.float32)
     rated = [(3, True), (2, False), (9, True), (1, True), (8, False), (7, True), (12, True)]
     candidates, floor = [5, 2, 20], [0.5, -2.0, 1.0]
 
     def logits(**given: Any) -> np.ndarray:
         score = score_candidates(
-            model, prompts, settings, HISTORY, candidates, **{"rated": rated, "floor": floor} | given
+            model, prompts, settings, HISTORY, candidates, **{"rated": rated, "floor": floor, "features": told} | given
         )
         return np.log(score / (1 - score))
 
     own = logits() - floor
     np.testing.assert_allclose(logits(floor=[0.0] * 3), own, atol=1e-5)
+    changed = logits(features=told * [[1], [-1], [1]]) != logits()
+    assert changed.tolist() == [False, True, False]
     assert np.abs(own).max() > 1e-3
     np.testing.assert_allclose(logits(rated=rated[-4:]), logits(), atol=1e-6)  # it reads no more than four
     other = [*rated[:-1], (12, False)]
@@ -126,6 +132,7 @@ def test_all_rated_items_and_a_floor_are_given_where_they_are_read(tiny: Path, c
     for missing, message in (
         ("rated", "encoder.history: rated; give all rated items"),
         ("floor", "give the feature floor's logits, too"),
+        ("features", "mapper.features: feature_floor; give its features, too"),
     ):
         with pytest.raises(ValueError, match=message):
             logits(**{missing: None})

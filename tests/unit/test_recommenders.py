@@ -355,6 +355,7 @@ def test_what_answers_for_the_runs_own_sessions_alone_is_refused(system: SystemN
         ({"encoder.history": "rated"}, SystemName.SASREC, "encoder.history"),
         ({"encoder.offset": "feature_floor"}, SystemName.ICL, "encoder.offset"),
         ({"mapper.offset": "feature_floor"}, SystemName.SASRECLLM, "mapper.offset"),
+        ({"mapper.features": "feature_floor"}, SystemName.SASRECLLM, "mapper.features"),
     ],
 )
 def test_what_reads_ratings_is_refused(changes: dict[str, Any], system: SystemName, key: str, tmp_path: Path) -> None:

@@ -87,6 +87,13 @@ def test_a_report_says_what_scores_start_from(
     assert found == [f"Scores of {each}, and learn how much to add." for each in told]
 
 
+def test_a_report_says_what_a_mapper_reads(tmp_path: Path) -> None:
+    told = "The item's soft tokens tell GRULLM the feature floor's features, too."
+    of = run(tmp_path / "of", encoder={"kind": "gru"}, mapper={"features": "feature_floor"})
+    assert told in evaluation._notes(of)
+    assert told not in evaluation._notes(run(tmp_path / "plain", encoder={"kind": "gru"}))
+
+
 def prepared(of: Run) -> None:
     """As if its data were prepared."""
     counts = {split: {"rows": 9} for split in ("train", "valid", "test")}

@@ -53,6 +53,7 @@ LOSS = "stages.pretrain_encoder.loss=softmax"  # the default learns from labels
             "encoder.history: rated learns from what was disliked; for data.task next_item",
         ),
         ([TASK, "mapper.offset=feature_floor"], "mapper.offset: feature_floor learns from what was disliked"),
+        ([TASK, "mapper.features=feature_floor"], "mapper.features: feature_floor learns from what was disliked"),
         ([TASK, "data.core=0"], "data.core: Input should be greater than 0"),
     ],
 )

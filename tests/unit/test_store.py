@@ -28,7 +28,7 @@ def run(folder: Path, tree: Mapping[str, Any], manifest: Mapping[str, Any] = MAN
     """A run whose data is said to be prepared."""
     made = Run(validate({"name": "x", "storage": str(folder), **tree}, "test"))
     storage.write_text(made.path("data", "manifest.json"), json.dumps(manifest))
-    for name, content in {"prompts": prompts, "rated": "c3", "floor": "d4"}.items():
+    for name, content in {"prompts": prompts, "rated": "c3", "floor": "d4", "features": "f6"}.items():
         mark = {"files": {"train.parquet": content}}
         storage.write_text(made.path("data", name, f"{name}.json"), json.dumps(mark))
     return made
@@ -56,10 +56,11 @@ def changed(folder: Path, tree: Mapping[str, Any], **more: Any) -> set[StageName
         ({"encoder": {"width": 32}}, {ENCODER, HYBRID}),
         ({"encoder": {"max_len": 2}}, set()),  # what `auto` comes to with this data
         ({"encoder": {"max_len": 3}}, {ENCODER, HYBRID}),
-        ({"encoder": {"history": "liked", "offset": None}, "mapper": {"offset": None}}, set()),
+        ({"encoder": {"history": "liked", "offset": None}, "mapper": {"offset": None, "features": None}}, set()),
         ({"encoder": {"history": "rated"}}, {ENCODER, HYBRID}),
         ({"encoder": {"offset": "feature_floor"}}, {ENCODER, HYBRID}),
         ({"mapper": {"offset": "feature_floor"}}, {HYBRID}),
+        ({"mapper": {"features": "feature_floor"}}, {HYBRID}),
         ({"stages": {"pretrain_encoder": {"lr": 0.01}}}, {ENCODER, HYBRID}),
         ({"stages": {"tune_lora": {"lr": 0.01}}}, {LORA, HYBRID}),
         ({"lora": {"r": 4}}, {LORA, HYBRID}),
@@ -188,6 +189,7 @@ def test_a_named_checkpoint_counts_by_its_content(tmp_path: Path) -> None:
         ({"encoder": {"history": "rated"}}, "rated", {ENCODER, HYBRID}),
         ({"encoder": {"offset": "feature_floor"}}, "floor", {ENCODER, HYBRID}),
         ({"mapper": {"offset": "feature_floor"}}, "floor", {HYBRID}),
+        ({"mapper": {"features": "feature_floor"}}, "features", {HYBRID}),
         ({}, "rated", set()),
         ({}, "floor", set()),
     ],
