@@ -200,7 +200,10 @@ def test_what_is_better_than_the_paper(job_env: dict[str, str], tmp_path: Path) 
         assert scores.pop(name).tolist() == pytest.approx(floor.tolist(), abs=1e-6)
     assert all(not score.equals(floor) and score.nunique() > 20 for score in scores.values())
     mappers = [safetensors.torch.load_file(path) for path in folder.glob("pairs/*/parts/*/mapper/model.safetensors")]
-    offsets = [[weights[f"offset.{key}"] for key in ("own", "start", "bias")] for weights in mappers]
+    (told,) = (weights["features.weight"] for weights in mappers if "features.weight" in weights)
+    assert told.any(0).all()
+    keys = [f"offset.{key}" for key in ("own", "start", "bias")]
+    offsets = [[weights[key] for key in keys] for weights in mappers if weights.keys() >= set(keys)]
     assert len(offsets) == 2 and all(weight.dtype is torch.float32 for three in offsets for weight in three)
 
     whole = files(folder)

@@ -14,15 +14,19 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from rayrec import floors
+from rayrec.config import Config
 from rayrec.data import columns as c
+from rayrec.data.beside import Beside
 from rayrec.data.rows import HISTORY
 from rayrec.errors import InputError
-from rayrec.floors import FLOORS, floor_scores, write_features, write_floor
+from rayrec.floors import FLOORS, floor_scores, write_floor
 from rayrec.metrics.pointwise import auc, log_loss
 from rayrec.models.baselines.bias import BiasFloor
 from rayrec.models.baselines.features import FeatureFloor
 from rayrec.models.baselines.markov import MarkovChain
+from rayrec.preparation import prepare_beside
 from rayrec.stages import Task
+from rayrec.store import Prepared
 from rayrec.systems import SYSTEMS, SystemName
 
 USERS, ITEMS, ROWS = 25, 18, 700
@@ -168,8 +172,7 @@ def test_features_beside_the_rows_are_the_floors(rows: dict[str, pd.DataFrame], 
     order = shuffled(tmp_path / "data")
     tables = {split: pa.Table.from_pandas(frame, preserve_index=False) for split, frame in rows.items()}
     model = FeatureFloor(["", *TITLES], floors.auc_and_uauc).fit(tables["train"], tables["valid"])
-    (tmp_path / "scratch").mkdir()
-    write_features(str(tmp_path / "data"), tmp_path / "scratch")
+    prepare_beside(Config(), Prepared(str(tmp_path / "data")), {Beside.FEATURES})
     folder = tmp_path / "data" / "features"
     for split in c.SPLITS:
         told = model.describe_training(tables[split])[order] if split == "train" else model.describe(tables[split])
@@ -191,7 +194,7 @@ def test_rows_without_a_floor_are_named(rows: dict[str, pd.DataFrame], tmp_path:
     ):
         written(tmp_path)
     with pytest.raises(InputError, match=r"mapper\.features: no feature floor of the rows in .*; leave it out"):
-        write_features(str(tmp_path / "data"), tmp_path / "scratch")
+        prepare_beside(Config(), Prepared(str(tmp_path / "data")), {Beside.FEATURES})
     assert not {"floor", "features"} & {path.name for path in (tmp_path / "data").iterdir()}
 
 
