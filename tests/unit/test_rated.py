@@ -336,7 +336,9 @@ def test_rows_that_liked_the_same_keep_their_own_user_vectors() -> None:
     assert isinstance(shared, SplitPrompt) and shared.soft_at_B2K is not None and (shared.soft_at_B2K < 0).any()
 
     class Told(nn.Module):
-        def forward(self, vectors_BD: Tensor) -> Tensor:
+        features = None
+
+        def forward(self, vectors_BD: Tensor, features_BF: None = None) -> Tensor:
             return vectors_BD[:, None]
 
     encode = encoder(EncoderKind.GRU)
