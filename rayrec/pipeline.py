@@ -9,13 +9,13 @@ from rayrec import __version__, storage
 from rayrec.config import Config
 from rayrec.data.beside import read_beside
 from rayrec.errors import InputError
-from rayrec.evaluation import write_metrics, write_run_report
+from rayrec.evaluation.clicks import write_metrics, write_run_report
+from rayrec.evaluation.next_item import metric_rows, write_list_metrics, write_run_list_report
+from rayrec.evaluation.scoring import describe_judged, predictions_path, score_systems
 from rayrec.models.checkpoints import local_backbone
-from rayrec.name_tables import tables_read
-from rayrec.next_item_evaluation import metric_rows, write_list_metrics, write_run_list_report
+from rayrec.names.tables import tables_read
 from rayrec.preparation import prepare_beside, prepare_rows, prepare_table
 from rayrec.run import Run
-from rayrec.scoring import describe_judged, predictions_path, score_systems
 from rayrec.stages import STAGES, StageName, Task
 from rayrec.training.cluster import connected
 from rayrec.training.job import StageJob

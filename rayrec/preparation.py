@@ -16,7 +16,7 @@ from rayrec.data.tokenise import load_tokenizer, write_prompts
 from rayrec.data.vectors import read_vectors
 from rayrec.floors import write_features, write_floor
 from rayrec.models.checkpoints import local_backbone
-from rayrec.name_tables import NameTable, nearness_table, write_table
+from rayrec.names.tables import NameTable, nearness_table, write_table
 from rayrec.questions import write_questions
 from rayrec.sources import fetch
 from rayrec.store import Prepared, store_folder

@@ -24,7 +24,7 @@ from rayrec.data.store import open_table
 from rayrec.data.vectors import Vectors
 from rayrec.models.ranking import Ranker
 from rayrec.models.ranking.asking import Groups, ask
-from rayrec.name_tables import seqsim
+from rayrec.names.tables import seqsim
 from rayrec.stages import Form
 from rayrec.training.job import derive_seed
 

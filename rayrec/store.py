@@ -20,7 +20,7 @@ from rayrec.data.beside import Beside, read_beside
 from rayrec.data.prepare import MANIFEST
 from rayrec.data.vectors import has_vectors, stated_sha256
 from rayrec.errors import InputError
-from rayrec.name_tables import NameTable, initial_table
+from rayrec.names.tables import NameTable, initial_table
 from rayrec.stages import STAGES, History, Part, StageName
 from rayrec.training import checkpoint
 from rayrec.training.job import DataFacts, StageJob

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from rayrec.data import columns as c
+from rayrec.evaluation.scoring import but_for
 from rayrec.experiment.results import LEVEL, Told, plain
 from rayrec.experiment.settings import Experiment, is_trained
 from rayrec.experiment.traces import cost
@@ -23,7 +24,6 @@ from rayrec.metrics import (
 )
 from rayrec.metrics.pointwise import FloatArray
 from rayrec.report.list_page import COMMON
-from rayrec.scoring import but_for
 from rayrec.sessions import Index, Sessions
 
 _COVERAGE = "coverage"

@@ -13,11 +13,11 @@ from typing import Any
 from rayrec import storage
 from rayrec.config import Config, fingerprint, identity
 from rayrec.data.beside import Beside, read_beside
+from rayrec.evaluation.scoring import choice_path, predictions_path
 from rayrec.experiment.settings import Experiment, needed_stages
-from rayrec.name_tables import NameTable, tables_read
+from rayrec.names.tables import NameTable, tables_read
 from rayrec.preparation import answer_settings
 from rayrec.run import Run
-from rayrec.scoring import choice_path, predictions_path
 from rayrec.stages import STAGES, StageName, Task
 from rayrec.store import Prepared, code_version, stage_jobs, store_folder
 from rayrec.systems import SYSTEMS, SystemName

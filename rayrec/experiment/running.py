@@ -8,11 +8,11 @@ from queue import SimpleQueue
 from threading import Thread
 
 from rayrec import storage
-from rayrec.ensemble import score_ensemble
 from rayrec.errors import Abandoned, DivergedError
+from rayrec.evaluation.ensemble import score_ensemble
+from rayrec.evaluation.scoring import score_systems
 from rayrec.experiment.pairs import Pair
 from rayrec.pipeline import train_run
-from rayrec.scoring import score_systems
 from rayrec.training.launch import StageError
 from rayrec.training.parts import is_complete
 

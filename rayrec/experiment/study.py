@@ -20,6 +20,8 @@ from rayrec.data.catalogue import training_counts
 from rayrec.data.rows import RowSource
 from rayrec.data.vectors import has_vectors
 from rayrec.errors import InputError
+from rayrec.evaluation.next_item import rerank_note
+from rayrec.evaluation.scoring import describe_sample, test_sample
 from rayrec.experiment.evidence import gather, row_counts
 from rayrec.experiment.folds import summarise_folds
 from rayrec.experiment.list_results import summarise_lists
@@ -28,8 +30,7 @@ from rayrec.experiment.results import Told
 from rayrec.experiment.running import Failures, run_pairs
 from rayrec.experiment.settings import Experiment
 from rayrec.experiment.traces import read_progress, trained_parameters
-from rayrec.hybrids import HYBRIDS
-from rayrec.next_item_evaluation import rerank_note
+from rayrec.next_item.hybrids import HYBRIDS
 from rayrec.pipeline import quieten
 from rayrec.preparation import prepare_beside, prepare_rows, prepare_table
 from rayrec.report import (
@@ -39,7 +40,6 @@ from rayrec.report import (
     write_list_experiment_report,
 )
 from rayrec.run import Run
-from rayrec.scoring import describe_sample, test_sample
 from rayrec.stages import VALID_K, Stream, Task
 from rayrec.store import store_folder
 from rayrec.systems import SYSTEMS, SystemName

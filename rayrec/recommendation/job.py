@@ -12,7 +12,7 @@ from rayrec.data import columns as c
 from rayrec.data.files import write_parquet
 from rayrec.data.store import open_table
 from rayrec.errors import InputError
-from rayrec.name_tables import nearness_table
+from rayrec.names.tables import nearness_table
 from rayrec.pipeline import quieten
 from rayrec.preparation import prepare_table
 from rayrec.recommendation.actor import SCORES, TITLES, ListActor

@@ -7,10 +7,10 @@ from rayrec.binding import RUN
 from rayrec.config import differences, fingerprint, identity
 from rayrec.config.ranking import RerankConfig
 from rayrec.errors import InputError
-from rayrec.rankers import RANKERS
+from rayrec.evaluation.scoring import scoring_job
+from rayrec.next_item.rankers import RANKERS
 from rayrec.recommendation.recommenders import Plan
 from rayrec.run import Run
-from rayrec.scoring import scoring_job
 from rayrec.settings import override, validate
 from rayrec.stages import History, Stream
 from rayrec.systems import SYSTEMS, SystemName

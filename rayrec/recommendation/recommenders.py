@@ -18,7 +18,7 @@ from rayrec.data import columns as c
 from rayrec.data.catalogue import training_counts
 from rayrec.data.store import open_table
 from rayrec.models.ranking import top_k
-from rayrec.rankers import fitted_ranker
+from rayrec.next_item.rankers import fitted_ranker
 from rayrec.ranking import Reranker
 from rayrec.run import Run
 from rayrec.sessions import Index, Sessions

@@ -14,7 +14,7 @@ from rayrec import __version__, storage
 from rayrec.binding import SEARCH, bind, is_bound, package_versions
 from rayrec.config import Config, fingerprint
 from rayrec.data.beside import Beside, read_beside
-from rayrec.name_tables import initial_table
+from rayrec.names.tables import initial_table
 from rayrec.preparation import answer_settings, prepare_beside, prepare_rows, prepare_table
 from rayrec.report import SearchReportData, write_search_report
 from rayrec.search.config import DRAWN_AT_ONCE, Search, as_yaml

@@ -22,7 +22,7 @@ from ray import tune
 from rayrec import storage
 from rayrec.config import Config, fingerprint
 from rayrec.errors import DivergedError, InputError
-from rayrec.name_tables import initial_table
+from rayrec.names.tables import initial_table
 from rayrec.preparation import prepare_table
 from rayrec.search.config import Search
 from rayrec.search.schedule import EVALUATION

@@ -7,18 +7,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayrec import generation
 from rayrec.config import Config
 from rayrec.data import columns as c
 from rayrec.data.next_prompts import NextPromptEncoder
 from rayrec.data.tokenise import load_tokenizer
-from rayrec.embeddings import NameModel, name_embeddings
 from rayrec.errors import InputError
-from rayrec.generation import Decoding, GenerationJob, generated
 from rayrec.models.ranking import Decay, LLMSeqSim
 from rayrec.models.ranking.asking import Groups, ask
 from rayrec.models.tiny import write_tiny_llama
-from rayrec.seqprompt import Catalogue, recommended
+from rayrec.names.embeddings import NameModel, name_embeddings
+from rayrec.next_item import generation
+from rayrec.next_item.generation import Decoding, GenerationJob, generated
+from rayrec.next_item.seqprompt import Catalogue, recommended
 from rayrec.sessions import Sessions
 from rayrec.stages import Form
 from rayrec.training.generator import open_generator

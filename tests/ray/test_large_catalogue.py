@@ -43,7 +43,7 @@ RANK = """
 import sys
 from pathlib import Path
 from rayrec.run import Run
-from rayrec.scoring import score_systems
+from rayrec.evaluation.scoring import score_systems
 from rayrec.settings import load
 from rayrec.systems import SystemName
 from rayrec.training.cluster import connected

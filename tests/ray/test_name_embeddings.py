@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import ray.data
 
-from rayrec import embeddings
 from rayrec.config.training import ClusterConfig
-from rayrec.embeddings import NameModel, name_embeddings
 from rayrec.errors import InputError
 from rayrec.models.names import NameEncoder, Pooling, Vectors
 from rayrec.models.tiny import write_tiny_llama
+from rayrec.names import embeddings
+from rayrec.names.embeddings import NameModel, name_embeddings
 
 pytestmark = [pytest.mark.full, pytest.mark.usefixtures("ray_local")]
 

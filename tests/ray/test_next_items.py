@@ -16,9 +16,9 @@ import torch
 from conftest import CANDIDATES, NEXT_ITEMS, RERANKED, Pipeline
 from pages import assert_needs_no_network
 
-from rayrec import scoring
 from rayrec.data.catalogue import training_counts
 from rayrec.data.rows import RowSource
+from rayrec.evaluation import scoring
 from rayrec.recommendation.plan import open_run
 from rayrec.stages import Part, StageName, Stream
 from rayrec.systems import SYSTEMS as TABLE

@@ -20,7 +20,7 @@ from rayrec.data.beside import Beside
 from rayrec.data.tokenise import encoded_rows, load_tokenizer, open_encoder, prompt_rows
 from rayrec.data.vectors import save_vectors
 from rayrec.models.sasrecllm import build
-from rayrec.name_tables import tables_read
+from rayrec.names.tables import tables_read
 from rayrec.run import Run
 from rayrec.settings import validate, with_values
 from rayrec.stages import ENCODERS, EncoderKind, StageName, Task

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayrec import embeddings
 from rayrec.config.training import ClusterConfig
-from rayrec.embeddings import NameModel, name_embeddings
 from rayrec.errors import InputError
 from rayrec.models.names import NameEncoder, Pooling, Vectors
+from rayrec.names import embeddings
+from rayrec.names.embeddings import NameModel, name_embeddings
 
 TEXTS = ["A Story (1994)", None, "Film", "A Story (1994)"]
 

@@ -14,14 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from rayrec import ensemble, scoring, storage
+from rayrec import storage
 from rayrec.config import Config
 from rayrec.data import columns as c
-from rayrec.ensemble import score_ensemble
+from rayrec.evaluation import ensemble, scoring
+from rayrec.evaluation.ensemble import score_ensemble
+from rayrec.evaluation.scoring import choice_path, predictions_path, read_predictions, validation_sample
 from rayrec.floors import auc_and_uauc
 from rayrec.models.ensemble import PARTS, candidates, choose_weights, pool
 from rayrec.run import Run
-from rayrec.scoring import choice_path, predictions_path, read_predictions, validation_sample
 from rayrec.stages import StageName
 from rayrec.systems import SYSTEMS, SystemName
 from rayrec.training.evaluate import ScoreValidator, open_validator

@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from rayrec import generation
 from rayrec.config import Config
 from rayrec.data import columns as c
 from rayrec.errors import InputError
-from rayrec.generation import Decoding, GenerationJob, generated
+from rayrec.next_item import generation
+from rayrec.next_item.generation import Decoding, GenerationJob, generated
 
 LIKELIEST = Decoding(longest=9, batch=4)
 DRAWN = Decoding(longest=9, batch=4, samples=3, temperature=0.5)

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from left_out import ITEMS, SESSIONS, prepared_run, with_names
 
-from rayrec import scoring, storage
+from rayrec import storage
 from rayrec.data import columns as c
 from rayrec.data.catalogue import lists_table
 from rayrec.data.plan import Ids
-from rayrec.hybrids import hybrid_lists
+from rayrec.evaluation import scoring
 from rayrec.models.ranking.hybrids import by_last_item, popular_items, with_first, without_unpopular
-from rayrec.name_tables import NameTable, ensemble_table, initial_table, nearness_table, tables_read
-from rayrec.rankers import lists_of, llmseqsim, similar_by
+from rayrec.names.tables import NameTable, ensemble_table, initial_table, nearness_table, tables_read
+from rayrec.next_item.hybrids import hybrid_lists
+from rayrec.next_item.rankers import lists_of, llmseqsim, similar_by
 from rayrec.run import Run
 from rayrec.sessions import Index, Sessions
 from rayrec.systems import SystemName

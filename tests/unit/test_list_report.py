@@ -12,10 +12,11 @@ import pytest
 from left_out import ITEMS, SESSIONS, encoder_of, prepared_run
 from pages import assert_ids_are_unique, assert_needs_no_network, assert_same_files
 
-from rayrec import next_item_evaluation as judged
-from rayrec import scoring, storage
+from rayrec import storage
 from rayrec.data import columns as c
 from rayrec.data.catalogue import lists_table, training_counts
+from rayrec.evaluation import next_item as judged
+from rayrec.evaluation import scoring
 from rayrec.run import Run
 from rayrec.stages import EncoderKind
 from rayrec.systems import SystemName

@@ -15,12 +15,12 @@ import torch
 from groups import by_any_group
 from left_out import ITEMS, SESSIONS, prepared_run, with_names
 
-from rayrec import next_item_evaluation, scoring
 from rayrec.data import columns as c
 from rayrec.data.catalogue import item_names, lists_table, open_sessions, training_counts, training_sessions
-from rayrec.hybrids import HYBRIDS
+from rayrec.evaluation import next_item, scoring
 from rayrec.models.sasrecllm import SASRecLLM, build
-from rayrec.rankers import RANKERS, ranked_lists
+from rayrec.next_item.hybrids import HYBRIDS
+from rayrec.next_item.rankers import RANKERS, ranked_lists
 from rayrec.run import Run
 from rayrec.settings import validate
 from rayrec.stages import ENCODERS, EncoderKind, Metric, Part, StageName, Task
@@ -185,7 +185,7 @@ def test_a_file_of_lists_says_what_was_held_out(tmp_path: Path) -> None:
         "ranked": [[4, 2], [], [1, 2, 3]],
         "scores": [[3.0, 1.0], [], [2.0, 1.0, 0.0]],
     }
-    found, held_out = next_item_evaluation.read_lists(run, SystemName.SASREC)
+    found, held_out = next_item.read_lists(run, SystemName.SASREC)
     assert found.tolist() == lists.tolist() and held_out.items.tolist() == [7, 11, 10] and len(held_out) == 3
     marked = lists_table(lists).append_column("row", pa.array(ids))  # as it comes from the actors
     scoring.write_lists(run, path, ids, marked)

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from left_out import ITEMS, UNNAMED, encoder_of, prepared_run
 
-from rayrec import embeddings, storage
+from rayrec import storage
 from rayrec.config.training import ClusterConfig
 from rayrec.data.vectors import read_vectors, save_vectors
-from rayrec.embeddings import NameModel
 from rayrec.errors import InputError
 from rayrec.models import reductions
 from rayrec.models.names import NameEncoder, Vectors
-from rayrec.name_tables import NameTable, initial_table, nearness_table
+from rayrec.names import embeddings
+from rayrec.names.embeddings import NameModel
+from rayrec.names.tables import NameTable, initial_table, nearness_table
 from rayrec.preparation import prepare_table
 from rayrec.run import Run
 from rayrec.stages import ENCODERS, EncoderKind, Part, StageName, Task

@@ -12,7 +12,7 @@ from rayrec.data.beside import Beside
 from rayrec.errors import InputError
 from rayrec.models.names import Pooling
 from rayrec.models.ranking import Decay, Nearness, Similarity
-from rayrec.name_tables import _REDUCE
+from rayrec.names.tables import _REDUCE
 from rayrec.pipeline import train_only
 from rayrec.run import Run
 from rayrec.search.config import load_search

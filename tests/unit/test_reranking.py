@@ -12,18 +12,18 @@ import pytest
 import torch
 from left_out import SESSIONS, TUNED, encoder_of, rerank_run, train
 
-from rayrec import scoring
 from rayrec.data import columns as c
 from rayrec.data.catalogue import training_counts
 from rayrec.data.collate import Cut, collate
 from rayrec.data.rows import RowSource
 from rayrec.data.tokenise import load_tokenizer, open_encoder
 from rayrec.errors import InputError
+from rayrec.evaluation import scoring
+from rayrec.evaluation.scorer import ASKED, BATCHES
 from rayrec.ranking import Reranker, candidate_table
 from rayrec.recommendation.plan import make_plan
 from rayrec.recommendation.recommenders import open_recommender
 from rayrec.run import Run
-from rayrec.scorer import ASKED, BATCHES
 from rayrec.sessions import Sessions
 from rayrec.stages import EncoderKind, Part, StageName, Stream
 from rayrec.systems import SYSTEMS, SystemName

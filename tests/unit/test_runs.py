@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from remains import everything
 
-from rayrec import evaluation, scoring, storage
+from rayrec import storage
 from rayrec.config import Config
 from rayrec.errors import InputError
+from rayrec.evaluation import clicks, scoring
 from rayrec.pipeline import _check_parents
 from rayrec.run import Run
 from rayrec.stages import StageName
@@ -82,7 +83,7 @@ def test_nothing_is_prepared_yet(tmp_path: Path) -> None:
 def test_a_report_says_what_scores_start_from(
     encoder: dict[str, Any], mapper: dict[str, Any], told: list[str], tmp_path: Path
 ) -> None:
-    notes = evaluation._notes(run(tmp_path, encoder=encoder, mapper=mapper))
+    notes = clicks._notes(run(tmp_path, encoder=encoder, mapper=mapper))
     found = [note for note in notes if note.startswith("Scores of")]
     assert found == [f"Scores of {each}, and learn how much to add." for each in told]
 
@@ -90,8 +91,8 @@ def test_a_report_says_what_scores_start_from(
 def test_a_report_says_what_a_mapper_reads(tmp_path: Path) -> None:
     told = "The item's soft tokens tell GRULLM the feature floor's features, too."
     of = run(tmp_path / "of", encoder={"kind": "gru"}, mapper={"features": "feature_floor"})
-    assert told in evaluation._notes(of)
-    assert told not in evaluation._notes(run(tmp_path / "plain", encoder={"kind": "gru"}))
+    assert told in clicks._notes(of)
+    assert told not in clicks._notes(run(tmp_path / "plain", encoder={"kind": "gru"}))
 
 
 def prepared(of: Run) -> None:

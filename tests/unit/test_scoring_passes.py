@@ -16,16 +16,17 @@ from left_out import SESSIONS, TUNED, prepared_run, train
 from test_kept import tokens_read
 from test_split import HISTORIES, SOFT, STARTS, built, table
 
-from rayrec import scoring, storage
+from rayrec import storage
 from rayrec.config import Config
 from rayrec.data import columns as c
 from rayrec.data.beside import Beside
 from rayrec.data.collate import common_start
 from rayrec.data.tokenise import encoded_rows, load_tokenizer, open_encoder, prompt_rows
 from rayrec.errors import InputError
+from rayrec.evaluation import scoring
+from rayrec.evaluation.scorer import ASKED, BATCHES
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.run import Run
-from rayrec.scorer import ASKED, BATCHES
 from rayrec.systems import SystemName
 from rayrec.training.evaluate import score_rows, score_rows_twice
 

@@ -13,11 +13,12 @@ import torch
 from answering import asked_run
 from left_out import ITEMS, SESSIONS
 
-from rayrec import generation, scoring, seqprompt
 from rayrec.data import columns as c
 from rayrec.errors import InputError
-from rayrec.generation import GenerationJob
+from rayrec.evaluation import scoring
 from rayrec.models.reductions import Rows, unit_length
+from rayrec.next_item import generation, seqprompt
+from rayrec.next_item.generation import GenerationJob
 from rayrec.run import Run
 from rayrec.stages import Form, Part, StageName
 from rayrec.systems import SystemName

@@ -34,6 +34,7 @@ HISTORIES = {7: [1, 2, 3], 3: [4], 5: [5, 6]}
 STARTS = {7: [*range(40, 52)], 3: [60, 61, 62], 5: [*range(70, 77)]}
 ENDS = [[80, 81], [82, 83, 84, 85, 86], [87], [88, 89, 90], [91, 92, 93], [94, 95, 96, 97]]
 SOFT = 2
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def table(*, hybrid: bool) -> pa.Table:
@@ -53,11 +54,11 @@ def table(*, hybrid: bool) -> pa.Table:
     return pa.table(columns | {c.TEXT_TOKENS: tokens, c.TEXT_TITLE_AT: cut})
 
 
-def built(tiny: Path, kind: EncoderKind = EncoderKind.SASREC) -> SASRecLLM:
+def built(tiny: Path, kind: EncoderKind = EncoderKind.SASREC, **lora: Any) -> SASRecLLM:
     answers = resolve_answers(load_tokenizer(tiny))
     torch.manual_seed(0)
     encoder = {"kind": kind, "width": 16, "max_len": 8} | ({} if kind is EncoderKind.MF else {"dropout": 0})
-    settings: dict[str, Any] = {"encoder": encoder, "mapper": {"tokens": SOFT}, "lora": {"dropout": 0}}
+    settings: dict[str, Any] = {"encoder": encoder, "mapper": {"tokens": SOFT}, "lora": {"dropout": 0, **lora}}
     settings |= {"engine": {"precision": "fp32"}, "cluster": {"workers": 1}}
     shape = ModelShape(users=8, items=20, max_len=8, backbone=tiny, answers=(answers.yes, answers.no))
     made = build(Config.model_validate(settings), shape, parts=frozenset(Part), with_backbone=True)
@@ -187,6 +188,18 @@ def test_values_and_gradients_are_those_of_whole_prompts(trained: set[Part], hyb
     whole, split = (learned(model, batch) for batch in pair(hybrid=hybrid))
     assert whole.keys() == split.keys() and len(whole) > 2 and whole["logit"].abs().max() > 1e-3
     assert_same(split, whole)
+
+
+@pytest.mark.parametrize(("trained", "hybrid"), [({Part.LORA}, False), (set(Part), True)], ids=["lora", "joint"])
+def test_an_adapter_may_be_on_every_linear_layer(trained: set[Part], hybrid: bool, tiny: Path) -> None:
+    model = built(tiny, targets=LINEAR)
+    model.freeze_all_but(trained)
+    model.set_mode(trained)
+    whole, split = (learned(model, batch) for batch in pair(hybrid=hybrid))
+    assert all(any(f".{layer}.lora_" in name and whole[name].any() for name in whole) for layer in LINEAR)
+    assert_same(split, whole)
+    merged(model)
+    torch.testing.assert_close(model(pair(hybrid=hybrid)[1]).detach(), whole["logit"], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in EncoderKind if kind is not EncoderKind.SASREC])

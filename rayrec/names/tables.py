@@ -16,11 +16,11 @@ from rayrec.config.ranking import LLMSeqSimConfig, NamesConfig, Reduction
 from rayrec.config.training import ClusterConfig
 from rayrec.data.catalogue import item_names
 from rayrec.data.vectors import has_vectors, save_vectors
-from rayrec.embeddings import NameModel, code_of, name_embeddings
 from rayrec.models import reductions
 from rayrec.models.names import Pooling
 from rayrec.models.ranking import Decay, LLMSeqSim, Nearness
 from rayrec.models.reductions import Rows
+from rayrec.names.embeddings import NameModel, code_of, name_embeddings
 from rayrec.stages import Part
 from rayrec.systems import SYSTEMS, SystemName
 

@@ -19,12 +19,7 @@ from rayrec.config import Config
 from rayrec.data import columns as c
 from rayrec.data.catalogue import open_sessions, training_counts
 from rayrec.data.collate import padded
-from rayrec.metrics import answer_shares, catalogue_coverage, quantile_bin, session_estimates, session_metrics
-from rayrec.metrics.pointwise import FloatArray
-from rayrec.report import ListReportData, write_list_report
-from rayrec.report.list_page import COMMON
-from rayrec.run import Run
-from rayrec.scoring import (
+from rayrec.evaluation.scoring import (
     choice_path,
     describe_judged,
     judged_rows,
@@ -32,6 +27,11 @@ from rayrec.scoring import (
     read_predictions,
     test_sample,
 )
+from rayrec.metrics import answer_shares, catalogue_coverage, quantile_bin, session_estimates, session_metrics
+from rayrec.metrics.pointwise import FloatArray
+from rayrec.report import ListReportData, write_list_report
+from rayrec.report.list_page import COMMON
+from rayrec.run import Run
 from rayrec.sessions import Index, Sessions
 from rayrec.stages import VALID_K, StageName
 from rayrec.systems import SystemName

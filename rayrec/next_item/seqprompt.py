@@ -16,12 +16,12 @@ from rayrec.data.next_prompts import NextPromptEncoder
 from rayrec.data.plan import Ids
 from rayrec.data.store import open_table
 from rayrec.data.tokenise import load_tokenizer
-from rayrec.embeddings import NameModel, name_embeddings
-from rayrec.generation import Decoding, GenerationJob, generated
 from rayrec.models.checkpoints import local_backbone
 from rayrec.models.names import Pooling
 from rayrec.models.ranking.matching import Matched, NameMatcher
 from rayrec.models.reductions import Rows
+from rayrec.names.embeddings import NameModel, name_embeddings
+from rayrec.next_item.generation import Decoding, GenerationJob, generated
 from rayrec.questions import next_prompt_encoder
 from rayrec.run import Run
 from rayrec.sessions import IntArray, Sessions

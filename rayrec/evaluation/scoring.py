@@ -26,12 +26,12 @@ from rayrec.data.collate import padded
 from rayrec.data.plan import Ids, sample_rows, scoring_batches
 from rayrec.data.rows import OpenRows, RowSource
 from rayrec.errors import InputError
+from rayrec.evaluation.scorer import ASKED, BATCHES, SYSTEM, Scorer, ScoringTask
 from rayrec.floors import floor_scores
-from rayrec.hybrids import HYBRIDS, hybrid_lists
-from rayrec.rankers import ranked_lists
+from rayrec.next_item.hybrids import HYBRIDS, hybrid_lists
+from rayrec.next_item.rankers import ranked_lists
+from rayrec.next_item.seqprompt import answered_lists
 from rayrec.run import Run
-from rayrec.scorer import ASKED, BATCHES, SYSTEM, Scorer, ScoringTask
-from rayrec.seqprompt import answered_lists
 from rayrec.sessions import Index
 from rayrec.stages import Part, StageName, Stream, Task
 from rayrec.systems import SYSTEMS, SystemName, SystemSpec

@@ -11,10 +11,7 @@ from numpy.typing import NDArray
 from rayrec import storage
 from rayrec.data import columns as c
 from rayrec.data.plan import Ids
-from rayrec.floors import auc_and_uauc
-from rayrec.models.ensemble import choose_weights, pool
-from rayrec.run import Run
-from rayrec.scoring import (
+from rayrec.evaluation.scoring import (
     choice_path,
     predictions_path,
     read_predictions,
@@ -23,6 +20,9 @@ from rayrec.scoring import (
     validation_sample,
     write_scores,
 )
+from rayrec.floors import auc_and_uauc
+from rayrec.models.ensemble import choose_weights, pool
+from rayrec.run import Run
 from rayrec.stages import STAGES, StageName
 from rayrec.systems import SYSTEMS, SystemName
 

@@ -12,7 +12,7 @@ from rayrec.data.catalogue import lists_table, open_sessions, training_sessions
 from rayrec.data.plan import Ids
 from rayrec.data.vectors import read_vectors
 from rayrec.models.ranking import Decay, MostPopular, Ranker, SessionKNN, Similarity
-from rayrec.name_tables import NameTable, nearness_table, seqsim
+from rayrec.names.tables import NameTable, nearness_table, seqsim
 from rayrec.run import Run
 from rayrec.sessions import Index
 from rayrec.store import store_folder

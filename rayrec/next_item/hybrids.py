@@ -18,8 +18,8 @@ from rayrec.data.plan import Ids
 from rayrec.metrics import session_metrics
 from rayrec.models.ranking import Ranker
 from rayrec.models.ranking.hybrids import Flags, by_last_item, popular_items, with_first, without_unpopular
-from rayrec.name_tables import ensemble_table
-from rayrec.rankers import lists_of, llmseqsim, similar_by
+from rayrec.names.tables import ensemble_table
+from rayrec.next_item.rankers import lists_of, llmseqsim, similar_by
 from rayrec.run import Run
 from rayrec.sessions import Index, Sessions
 from rayrec.stages import VALID_K, Metric

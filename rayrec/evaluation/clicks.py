@@ -15,11 +15,11 @@ from rayrec.config.model import ENCODER
 from rayrec.data import columns as c
 from rayrec.data.rows import HISTORY
 from rayrec.data.tokenise import load_tokenizer, open_encoder, prompt_rows
+from rayrec.evaluation.scoring import describe_sample, read_predictions, test_sample
 from rayrec.metrics import evaluate_slices
 from rayrec.models.checkpoints import local_backbone
 from rayrec.report import ReportData, write_report
 from rayrec.run import Run
-from rayrec.scoring import describe_sample, read_predictions, test_sample
 from rayrec.systems import SystemName, titles
 from rayrec.training.log import recorded
 
