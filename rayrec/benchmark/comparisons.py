@@ -19,8 +19,8 @@ from rayrec.benchmark.timing import Comparison, Work, compare
 from rayrec.data.catalogue import training_counts
 from rayrec.data.prompts import PromptEncoder
 from rayrec.data.tokenise import load_tokenizer, open_encoder
-from rayrec.models.backbone import merge_lora
 from rayrec.models.checkpoints import local_backbone
+from rayrec.models.lora import merge_lora
 from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build
 from rayrec.ranking import score_candidates
 from rayrec.settings import validate, with_values

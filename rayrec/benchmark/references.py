@@ -22,7 +22,7 @@ from rayrec.config.model import LoraConfig
 from rayrec.data import columns as c
 from rayrec.data.collate import Cut, collate
 from rayrec.data.prompts import PromptEncoder
-from rayrec.models.backbone import lora_adapter
+from rayrec.models.lora import lora_adapter
 from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM
 from rayrec.ranking import candidate_table
 from rayrec.stages import Part

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from rayrec.batch import Batch, Prompt, SplitPrompt
 from rayrec.config import Config
 from rayrec.config.model import EncoderConfig
-from rayrec.models.backbone import Backbone, Prefixes, add_lora, empty_backbone, load_backbone
+from rayrec.models.backbone import Backbone, Prefixes
 from rayrec.models.bert4rec import BERT4Rec
 from rayrec.models.encoder import Encoder
 from rayrec.models.factors import MF, NeuMF
 from rayrec.models.gru import GRU
+from rayrec.models.loading import empty_backbone, load_backbone
+from rayrec.models.lora import add_lora
 from rayrec.models.mapper import Mapper
 from rayrec.models.sasrec import SASRec
 from rayrec.stages import EncoderKind, Part

@@ -3,9 +3,10 @@
 from rayrec.config import Config
 from rayrec.data.prompts import resolve_answers
 from rayrec.data.tokenise import load_tokenizer
-from rayrec.models.backbone import add_lora, load_causal_lm, merge_lora, speaking_backbone
 from rayrec.models.checkpoints import local_backbone
 from rayrec.models.generator import Generator
+from rayrec.models.loading import load_causal_lm, speaking_backbone
+from rayrec.models.lora import add_lora, merge_lora
 from rayrec.models.sasrecllm import DTYPES, SASRecLLM
 from rayrec.stages import Part
 from rayrec.training.hardware import check_hardware

@@ -13,9 +13,9 @@ from rayrec.config.training import Precision
 from rayrec.data.prompts import resolve_answers
 from rayrec.data.tokenise import load_tokenizer
 from rayrec.data.vectors import read_vectors
-from rayrec.models.backbone import merge_lora
 from rayrec.models.checkpoints import local_backbone
 from rayrec.models.encoder import SequenceEncoder
+from rayrec.models.lora import merge_lora
 from rayrec.models.ranking.initial import initial_table
 from rayrec.models.sasrecllm import DTYPES, ModelShape, SASRecLLM, build, calibrate_mapper
 from rayrec.stages import STAGES, Part, StageName

@@ -13,7 +13,8 @@ from rayrec.config.model import LoraConfig
 from rayrec.errors import InputError
 from rayrec.models import catalogue_softmax
 from rayrec.models.answers import answer_words
-from rayrec.models.backbone import add_lora, load_causal_lm, speaking_backbone
+from rayrec.models.loading import load_causal_lm, speaking_backbone
+from rayrec.models.lora import add_lora
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.stages import Part
 

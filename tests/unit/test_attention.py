@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rayrec.models.backbone import load_backbone
+from rayrec.models.loading import load_backbone
 from rayrec.models.products import Mask, causal, products
 
 ROWS, HEADS, GROUPS, QUERIES, KEYS, WIDTH = 2, 6, 3, 5, 8, 4

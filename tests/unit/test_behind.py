@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from rayrec.batch import SplitPrompt
 from rayrec.models.attention import _fused
-from rayrec.models.backbone import load_backbone
 from rayrec.models.behind import Behind, attend_behind, filled, lay_out
 from rayrec.models.copies import Attend, attend_copies, lay_copies
+from rayrec.models.loading import load_backbone
 from rayrec.models.products import products
 
 HEADS, GROUPS, WIDTH = 6, 3, 4

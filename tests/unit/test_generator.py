@@ -8,8 +8,9 @@ import torch
 
 from rayrec.config import Config
 from rayrec.config.model import LoraConfig
-from rayrec.models.backbone import add_lora, load_causal_lm, speaking_backbone
 from rayrec.models.generator import Generator
+from rayrec.models.loading import load_causal_lm, speaking_backbone
+from rayrec.models.lora import add_lora
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.stages import Part
 from rayrec.training.generator import open_generator

@@ -13,7 +13,7 @@ from left_out import ITEMS, SESSIONS
 
 from rayrec.batch import Prompt
 from rayrec.errors import InputError
-from rayrec.models.backbone import load_causal_lm
+from rayrec.models.loading import load_causal_lm
 from rayrec.models.objectives import Objective
 from rayrec.models.sasrecllm import trainable
 from rayrec.questions import next_prompt_encoder

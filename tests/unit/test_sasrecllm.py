@@ -16,7 +16,9 @@ from rayrec.config.model import LoraConfig, MapperConfig
 from rayrec.data.prompts import resolve_answers
 from rayrec.data.tokenise import load_tokenizer
 from rayrec.errors import InputError
-from rayrec.models.backbone import Backbone, add_lora, load_backbone
+from rayrec.models.backbone import Backbone
+from rayrec.models.loading import load_backbone
+from rayrec.models.lora import add_lora
 from rayrec.models.mapper import Mapper
 from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build, calibrate_mapper, trainable
 from rayrec.stages import Part

@@ -17,10 +17,10 @@ from rayrec.data.collate import Cut, collate
 from rayrec.data.prompts import resolve_answers
 from rayrec.data.rows import HISTORY
 from rayrec.data.tokenise import load_tokenizer
-from rayrec.models.backbone import merge_lora
 from rayrec.models.behind import lay_out
 from rayrec.models.copies import lay_copies
 from rayrec.models.factors import Factors
+from rayrec.models.lora import merge_lora
 from rayrec.models.objectives import Objective
 from rayrec.models.packing import pack
 from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build, calibrate_mapper, trainable
