@@ -11,7 +11,9 @@ from rayrec.data.beside import read_beside
 from rayrec.errors import InputError
 from rayrec.evaluation.clicks import write_metrics, write_run_report
 from rayrec.evaluation.next_item import metric_rows, write_list_metrics, write_run_list_report
-from rayrec.evaluation.scoring import describe_judged, predictions_path, score_systems
+from rayrec.evaluation.predictions import predictions_path
+from rayrec.evaluation.sample import describe_judged
+from rayrec.evaluation.scoring import score_systems
 from rayrec.models.checkpoints import local_backbone
 from rayrec.names.tables import tables_read
 from rayrec.preparation import prepare_beside, prepare_rows, prepare_table

@@ -15,7 +15,8 @@ from rayrec.config.model import ENCODER
 from rayrec.data import columns as c
 from rayrec.data.rows import HISTORY
 from rayrec.data.tokenise import load_tokenizer, open_encoder, prompt_rows
-from rayrec.evaluation.scoring import describe_sample, read_predictions, test_sample
+from rayrec.evaluation.predictions import read_predictions
+from rayrec.evaluation.sample import describe_sample, test_sample
 from rayrec.metrics import evaluate_slices
 from rayrec.models.checkpoints import local_backbone
 from rayrec.report import ReportData, write_report

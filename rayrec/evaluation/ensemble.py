@@ -11,15 +11,9 @@ from numpy.typing import NDArray
 from rayrec import storage
 from rayrec.data import columns as c
 from rayrec.data.plan import Ids
-from rayrec.evaluation.scoring import (
-    choice_path,
-    predictions_path,
-    read_predictions,
-    score_split,
-    test_sample,
-    validation_sample,
-    write_scores,
-)
+from rayrec.evaluation.predictions import choice_path, predictions_path, read_predictions, write_scores
+from rayrec.evaluation.sample import test_sample, validation_sample
+from rayrec.evaluation.scoring import score_split
 from rayrec.floors import auc_and_uauc
 from rayrec.models.ensemble import choose_weights, pool
 from rayrec.run import Run

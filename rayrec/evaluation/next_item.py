@@ -19,14 +19,8 @@ from rayrec.config import Config
 from rayrec.data import columns as c
 from rayrec.data.catalogue import open_sessions, training_counts
 from rayrec.data.collate import padded
-from rayrec.evaluation.scoring import (
-    choice_path,
-    describe_judged,
-    judged_rows,
-    predictions_path,
-    read_predictions,
-    test_sample,
-)
+from rayrec.evaluation.predictions import choice_path, predictions_path, read_predictions
+from rayrec.evaluation.sample import describe_judged, judged_rows, test_sample
 from rayrec.metrics import answer_shares, catalogue_coverage, quantile_bin, session_estimates, session_metrics
 from rayrec.metrics.pointwise import FloatArray
 from rayrec.report import ListReportData, write_list_report

@@ -12,7 +12,6 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,9 +22,11 @@ from rayrec.data import columns as c
 from rayrec.data.beside import read_beside
 from rayrec.data.catalogue import lists_table
 from rayrec.data.collate import padded
-from rayrec.data.plan import Ids, sample_rows, scoring_batches
-from rayrec.data.rows import OpenRows, RowSource
+from rayrec.data.plan import Ids, scoring_batches
+from rayrec.data.rows import RowSource
 from rayrec.errors import InputError
+from rayrec.evaluation.predictions import choice_path, predictions_path, write_lists, write_scores
+from rayrec.evaluation.sample import judged_rows, reranks, says_answers, test_sample
 from rayrec.evaluation.scorer import ASKED, BATCHES, SYSTEM, Scorer, ScoringTask
 from rayrec.floors import floor_scores
 from rayrec.next_item.hybrids import HYBRIDS, hybrid_lists
@@ -33,83 +34,13 @@ from rayrec.next_item.rankers import ranked_lists
 from rayrec.next_item.seqprompt import answered_lists
 from rayrec.run import Run
 from rayrec.sessions import Index
-from rayrec.stages import Part, StageName, Stream, Task
+from rayrec.stages import Part, Stream, Task
 from rayrec.systems import SYSTEMS, SystemName, SystemSpec
 from rayrec.training.ahead import Ahead
 from rayrec.training.evaluate import Scores
 from rayrec.training.model import ScoringJob
 
-_SAMPLE_SEED = 0  # the sample of test users is part of the protocol, not of the run: every seed is judged on the same
 _CALL_BATCHES = 4  # forward passes of one actor call
-
-
-def test_sample(run: Run) -> Ids:
-    """Row ids of the test rows that the systems score."""
-    settings = run.config.evaluation
-    return sample_rows(_rows(run, "test").user_ids, settings.users, settings.rows_per_user, _SAMPLE_SEED)
-
-
-def judged_rows(run: Run, system: SystemName, ids: Ids) -> Ids:
-    """Those of the test sample ``ids`` that ``system`` scores: all, or, where a language model is asked, some of them.
-
-    Which ones is fixed and seeded.
-    """
-    ranking, sessions = run.config.ranking, None
-    if _answers(system):
-        sessions = ranking.llmseqprompt.sessions
-    elif _reranks(run, system):
-        assert ranking.sasrecllm is not None
-        sessions = ranking.sasrecllm.sessions
-    if sessions is None:
-        return ids
-    return ids[sample_rows(_rows(run, "test").user_ids[ids], sessions, None, _SAMPLE_SEED)]
-
-
-def describe_sample(run: Run) -> str:
-    """The test rows that the systems score, in words, for the caption of every table."""
-    ids = test_sample(run)
-    rows = _rows(run, "test")
-    users, there = len(np.unique(rows.user_ids[ids])), len(np.unique(rows.user_ids))
-    which = "all" if len(ids) == len(rows) else "a fixed, seeded sample:"
-    if run.config.data.task is Task.NEXT_ITEM:
-        return f"{which} {users:,} of {there:,} test sessions; the same for every system"
-    return f"{which} {len(ids):,} of {len(rows):,} test rows, {users:,} of {there:,} users; the same for every system"
-
-
-def describe_judged(run: Run) -> str:
-    """The same, and which of the run's own systems score fewer of them."""
-    ids = test_sample(run)
-    judged = {title: len(judged_rows(run, system, ids)) for system, title in run.titles.items()}
-    return f"{describe_sample(run)}{but_for(judged)}"
-
-
-def but_for(judged: Mapping[str, int]) -> str:
-    """Whose sessions are fewer than the others', in words; ``judged`` has the sessions of each title."""
-    fewer = [f"{title} ({count:,} of them)" for title, count in judged.items() if count < max(judged.values())]
-    return f" but {', '.join(fewer)}" if fewer else ""
-
-
-def validation_sample(run: Run, stage: StageName) -> Ids:
-    """Row ids of the validation rows that ``stage`` is judged on."""
-    settings, seed = run.config.stages[stage], run.config.seed
-    return sample_rows(_rows(run, "valid").user_ids, settings.valid_users, settings.valid_rows_per_user, seed)
-
-
-def predictions_path(run: Run, system: SystemName) -> str:
-    """Where a system's predictions lie (PREDICTIONS_SCHEMA; of next items, LISTS_SCHEMA)."""
-    return run.path("predictions", f"{system}.parquet")
-
-
-def choice_path(run: Run, system: SystemName) -> str:
-    """Where it says what validation rows chose for a system that joins others: name -> number."""
-    return run.path("predictions", f"{system}.json")
-
-
-def read_predictions(run: Run, system: SystemName) -> pd.DataFrame:
-    """The scored rows, or the lists, of one system."""
-    table = pq.read_table(io.BytesIO(storage.read_bytes(predictions_path(run, system))))
-    frame: pd.DataFrame = table.to_pandas()
-    return frame
 
 
 def score_systems(run: Run, systems: Sequence[SystemName]) -> None:
@@ -122,8 +53,8 @@ def score_systems(run: Run, systems: Sequence[SystemName]) -> None:
     ids = test_sample(run)
     hybrids = [system for system in open_systems if system in HYBRIDS]
     alone = [system for system in open_systems if SYSTEMS[system].reads is None and system not in hybrids]
-    answering = [system for system in open_systems if _answers(system)]
-    neural = [s for s in systems if SYSTEMS[s].reads is not None and s not in HYBRIDS and not _answers(s)]
+    answering = [system for system in open_systems if says_answers(system)]
+    neural = [s for s in systems if SYSTEMS[s].reads is not None and s not in HYBRIDS and not says_answers(s)]
     own = {system: judged_rows(run, system, ids) for system in (*neural, *answering)}
     with _while_others_score(run, _written_alone(run, alone, ids)):
         for system, found in _judged(run, {system: own[system] for system in neural}, "test", asked=open_systems):
@@ -171,18 +102,6 @@ def _encoder_lists(run: Run, split: str, ids: Ids) -> Index:
         ((_, found),) = _judged(run, {SystemName.SASREC: ids}, split)
     lists, _ = padded(found[c.RANKED])
     return np.pad(lists, ((0, 0), (0, max(run.config.evaluation.ks) - lists.shape[1])))
-
-
-def _answers(system: SystemName) -> bool:
-    """In words."""
-    reads = SYSTEMS[system].reads
-    return reads is not None and reads.answers
-
-
-def _reranks(run: Run, system: SystemName) -> bool:
-    """It says Yes or No of an encoder's candidates where lists are asked for."""
-    reads, task = SYSTEMS[system].reads, run.config.data.task
-    return reads is not None and reads.asks(task) is not task
 
 
 def score_split(run: Run, systems: Sequence[SystemName], split: str, ids: Ids) -> Iterator[tuple[SystemName, Scores]]:
@@ -233,7 +152,7 @@ def _passes(run: Run, tasks: Mapping[SystemName, ScoringTask]) -> list[tuple[Sys
 def _task(run: Run, system: SystemName, split: str) -> ScoringTask:
     spec, max_len = SYSTEMS[system], run.facts.max_len
     assert spec.reads is not None
-    if _reranks(run, system):  # the rows as the encoder reads them; prompts are of what it finds
+    if reranks(run, system):  # the rows as the encoder reads them; prompts are of what it finds
         source = RowSource(run.data.folder, split, Stream.INTERACTIONS, max_len)
         return ScoringTask(scoring_job(run, spec), source, scoring_job(run, SYSTEMS[SystemName.SASREC]))
     beside = read_beside(run.config, spec.reads)
@@ -285,28 +204,3 @@ def _calls(
             of_call = [ids.tolist() for ids in batches[i : i + size]]
             calls.append({ASKED: [system.value for system in systems], BATCHES: of_call})
     return calls
-
-
-def write_scores(run: Run, split: str, path: str, ids: Ids, scores: Scores) -> None:
-    """Write scored rows of a split (PREDICTIONS_SCHEMA)."""
-    table = _rows(run, split).frame(ids).append_column(c.SCORE, pa.array(scores, pa.float64()))
-    _write(path, table.select(c.PREDICTIONS_SCHEMA.names).cast(c.PREDICTIONS_SCHEMA))
-
-
-def write_lists(run: Run, path: str, ids: Ids, lists: pa.Table) -> None:
-    """Write lists for test rows (LISTS_SCHEMA; of answers in words, ANSWERS_SCHEMA)."""
-    rows = _rows(run, "test").frame(ids)
-    held_out = pa.ListArray.from_arrays(pa.array(np.arange(len(ids) + 1), pa.int32()), rows[c.ITEM_ID].combine_chunks())
-    schema = c.ANSWERS_SCHEMA if c.SAID in lists.column_names else c.LISTS_SCHEMA
-    columns = {name: lists[name] for name in schema.names if name in lists.column_names}
-    _write(path, pa.table({c.USER_ID: rows[c.USER_ID], c.HELD_OUT: held_out, **columns}).cast(schema))
-
-
-def _write(path: str, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    storage.write_bytes(path, sink.getvalue().to_pybytes())
-
-
-def _rows(run: Run, split: str) -> OpenRows:
-    return RowSource(run.data.folder, split, Stream.INTERACTIONS, run.facts.max_len).open()

@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix
 from rayrec.data import columns as c
 from rayrec.data.rows import RowSource
 from rayrec.data.store import open_table
-from rayrec.evaluation.scoring import test_sample
+from rayrec.evaluation.sample import test_sample
 from rayrec.experiment.results import Told
 from rayrec.experiment.traces import LOSS, STAGE, STEP, VALID_AUC
 from rayrec.metrics import quantile_bin, reliability

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from rayrec.data import columns as c
-from rayrec.evaluation.scoring import but_for
+from rayrec.evaluation.sample import but_for
 from rayrec.experiment.results import LEVEL, Told, plain
 from rayrec.experiment.settings import Experiment, is_trained
 from rayrec.experiment.traces import cost

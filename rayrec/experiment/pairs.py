@@ -13,7 +13,7 @@ from typing import Any
 from rayrec import storage
 from rayrec.config import Config, fingerprint, identity
 from rayrec.data.beside import Beside, read_beside
-from rayrec.evaluation.scoring import choice_path, predictions_path
+from rayrec.evaluation.predictions import choice_path, predictions_path
 from rayrec.experiment.settings import Experiment, needed_stages
 from rayrec.names.tables import NameTable, tables_read
 from rayrec.preparation import answer_settings

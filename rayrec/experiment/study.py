@@ -21,7 +21,7 @@ from rayrec.data.rows import RowSource
 from rayrec.data.vectors import has_vectors
 from rayrec.errors import InputError
 from rayrec.evaluation.next_item import rerank_note
-from rayrec.evaluation.scoring import describe_sample, test_sample
+from rayrec.evaluation.sample import describe_sample, test_sample
 from rayrec.experiment.evidence import gather, row_counts
 from rayrec.experiment.folds import summarise_folds
 from rayrec.experiment.list_results import summarise_lists

@@ -18,7 +18,7 @@ from pages import assert_needs_no_network
 
 from rayrec.data.catalogue import training_counts
 from rayrec.data.rows import RowSource
-from rayrec.evaluation import scoring
+from rayrec.evaluation import sample, scoring
 from rayrec.recommendation.plan import open_run
 from rayrec.stages import Part, StageName, Stream
 from rayrec.systems import SYSTEMS as TABLE
@@ -103,7 +103,7 @@ def test_a_language_model_puts_the_encoders_best_in_order(folder: Path) -> None:
     assert job.parts[Part.ENCODER] == run.part_folder(StageName.PRETRAIN_ENCODER, Part.ENCODER)
     lister = Lister(scoring_model(job), training_counts(run.data.folder), run.config, torch.device("cpu"))
     rows = RowSource(run.data.folder, "test", Stream.INTERACTIONS, run.facts.max_len).open()
-    ids = scoring.judged_rows(run, SystemName.SASRECLLM, scoring.test_sample(run))
+    ids = sample.judged_rows(run, SystemName.SASRECLLM, sample.test_sample(run))
     candidates, _ = lister.rank(rows, ids, CANDIDATES)
     frame = pd.read_parquet(folder / "predictions" / "sasrecllm.parquet")
     assert frame["user_id"].tolist() == rows.user_ids[ids].tolist() and len(frame) == RERANKED

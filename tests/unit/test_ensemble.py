@@ -17,9 +17,10 @@ from sklearn.metrics import roc_auc_score
 from rayrec import storage
 from rayrec.config import Config
 from rayrec.data import columns as c
-from rayrec.evaluation import ensemble, scoring
+from rayrec.evaluation import ensemble, predictions, sample
 from rayrec.evaluation.ensemble import score_ensemble
-from rayrec.evaluation.scoring import choice_path, predictions_path, read_predictions, validation_sample
+from rayrec.evaluation.predictions import choice_path, predictions_path, read_predictions
+from rayrec.evaluation.sample import validation_sample
 from rayrec.floors import auc_and_uauc
 from rayrec.models.ensemble import PARTS, candidates, choose_weights, pool
 from rayrec.run import Run
@@ -154,10 +155,10 @@ def test_an_ensemble_leaves_weights_predictions_and_what_they_came_from(
     of = config(tmp_path)
     members = {name: Run(of, place=f"{tmp_path}/{name}", prepared=str(prepared)) for name in MEMBERS}
     run = Run(of, place=f"{tmp_path}/pool", prepared=str(prepared))
-    ids, draw = scoring.test_sample(run), np.random.default_rng(4)
+    ids, draw = sample.test_sample(run), np.random.default_rng(4)
     tested = {name: draw.random(len(ids)) for name in MEMBERS}
     for name, member in members.items():
-        scoring.write_scores(member, "test", predictions_path(member, name), ids, tested[name])
+        predictions.write_scores(member, "test", predictions_path(member, name), ids, tested[name])
     asked: list[tuple[str, str]] = []
 
     def score(member: Run, systems: list[SystemName], split: str, ids: Any) -> Iterator[tuple[SystemName, Any]]:

@@ -14,7 +14,7 @@ from rayrec import storage
 from rayrec.data import columns as c
 from rayrec.data.catalogue import lists_table
 from rayrec.data.plan import Ids
-from rayrec.evaluation import scoring
+from rayrec.evaluation import predictions, scoring
 from rayrec.models.ranking.hybrids import by_last_item, popular_items, with_first, without_unpopular
 from rayrec.names.tables import NameTable, ensemble_table, initial_table, nearness_table, tables_read
 from rayrec.next_item.hybrids import hybrid_lists
@@ -227,6 +227,6 @@ def test_their_files_lie_beside_the_others(tmp_path: Path, monkeypatch: pytest.M
     for system in OFFERED:
         expected, told = hybrid_lists(run, system, ALL, invented)
         for of in (run, alone) if system is SEQUENTIAL else (run,):
-            ranked = scoring.read_predictions(of, system)[c.RANKED]
+            ranked = predictions.read_predictions(of, system)[c.RANKED]
             assert [[*one] for one in ranked] == plain(expected)
-            assert json.loads(storage.read_text(scoring.choice_path(of, system))) == told
+            assert json.loads(storage.read_text(predictions.choice_path(of, system))) == told

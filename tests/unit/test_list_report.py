@@ -16,7 +16,7 @@ from rayrec import storage
 from rayrec.data import columns as c
 from rayrec.data.catalogue import lists_table, training_counts
 from rayrec.evaluation import next_item as judged
-from rayrec.evaluation import scoring
+from rayrec.evaluation import predictions, sample
 from rayrec.run import Run
 from rayrec.stages import EncoderKind
 from rayrec.systems import SystemName
@@ -34,7 +34,9 @@ def run(tmp_path: Path) -> Run:
     for number, system in enumerate(made.systems):
         lists = np.array([draw.permutation(ITEMS)[:5] + 1 for _ in SESSIONS])
         lists[number, 2:] = 0
-        scoring.write_lists(made, scoring.predictions_path(made, system), np.arange(len(SESSIONS)), lists_table(lists))
+        predictions.write_lists(
+            made, predictions.predictions_path(made, system), np.arange(len(SESSIONS)), lists_table(lists)
+        )
     lines = [
         {"step": step, "loss": 3 - step / 9, "rows_per_s": 9.0, "tokens_per_s": 0.0, "wait_share": 0.1}
         | ({"valid_ndcg": step / 90, "valid_hr": step / 50} if step % 4 == 0 else {})
@@ -58,7 +60,7 @@ def test_metrics_are_those_of_a_slow_loop(run: Run) -> None:
     slices = judged.session_slices(run)
     hits = 0.0
     for system in run.systems:
-        frame = scoring.read_predictions(run, system)
+        frame = predictions.read_predictions(run, system)
         lists = [[*ranked] for ranked in frame["ranked"]]
         assert [*metrics[system]] == [*slices]
         for name, inside in slices.items():
@@ -148,23 +150,23 @@ def partial(tmp_path: Path) -> Run:
     made.bind()
     draw = np.random.default_rng(5)
     for system in made.systems:
-        ids = scoring.judged_rows(made, system, scoring.test_sample(made))
+        ids = sample.judged_rows(made, system, sample.test_sample(made))
         lists = lists_table(np.array([draw.permutation(ITEMS)[:5] + 1 for _ in ids]))
         if system is SystemName.LLMSEQPROMPT:
             assert len(ids) == 4
             lists = lists_table(np.array([[TARGETS[i]] for i in ids]))
             for name, counts in ((c.SAID, [5, 5, 5, 1]), (c.UNKNOWN, [2, 0, 1, 0]), (c.BARRED, [1, 0, 0, 0])):
                 lists = lists.append_column(name, pa.array(counts, pa.int32()))
-        scoring.write_lists(made, scoring.predictions_path(made, system), ids, lists)
+        predictions.write_lists(made, predictions.predictions_path(made, system), ids, lists)
     return made
 
 
 def test_every_system_is_judged_on_the_sessions_that_all_were_asked_for(partial: Run) -> None:
     metrics = judged.write_list_metrics(partial)
-    ids = scoring.judged_rows(partial, SystemName.LLMSEQPROMPT, scoring.test_sample(partial))
+    ids = sample.judged_rows(partial, SystemName.LLMSEQPROMPT, sample.test_sample(partial))
     assert np.flatnonzero(judged.session_slices(partial)["common"]).tolist() == ids.tolist()
     for system in partial.systems:
-        lists = dict(enumerate(scoring.read_predictions(partial, system)["ranked"]))
+        lists = dict(enumerate(predictions.read_predictions(partial, system)["ranked"]))
         if system is SystemName.LLMSEQPROMPT:
             assert metrics[system]["all"] == metrics[system]["common"]
             assert metrics[system]["all"]["metrics"]["hr@3"]["value"] == 1
@@ -222,6 +224,6 @@ def test_a_page_with_sasrecllm_says_what_it_puts_in_order(tmp_path: Path) -> Non
 
 
 def test_the_page_tells_the_settings_of_hybrids(run: Run) -> None:
-    path = scoring.choice_path(run, SystemName.LLMSEQSIM_SEQUENTIAL)
+    path = predictions.choice_path(run, SystemName.LLMSEQSIM_SEQUENTIAL)
     storage.write_text(path, json.dumps({"quantile": 0.25, "valid_ndcg": 0.04321}))
     assert any(note.endswith(": LLMSeqSim&SASRec: quantile 0.25, valid_ndcg 0.04321.") for note in judged._notes(run))

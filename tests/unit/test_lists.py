@@ -17,7 +17,7 @@ from left_out import ITEMS, SESSIONS, prepared_run, with_names
 
 from rayrec.data import columns as c
 from rayrec.data.catalogue import item_names, lists_table, open_sessions, training_counts, training_sessions
-from rayrec.evaluation import next_item, scoring
+from rayrec.evaluation import next_item, predictions, sample
 from rayrec.models.sasrecllm import SASRecLLM, build
 from rayrec.next_item.hybrids import HYBRIDS
 from rayrec.next_item.rankers import RANKERS, ranked_lists
@@ -175,8 +175,10 @@ def test_without_times_neighbours_are_sampled_at_random(tmp_path: Path) -> None:
 def test_a_file_of_lists_says_what_was_held_out(tmp_path: Path) -> None:
     run = prepared_run(tmp_path)
     ids, lists = TEST[2:5], np.array([[4, 2, 0], [0, 0, 0], [1, 2, 3]])
-    path = scoring.predictions_path(run, SystemName.SASREC)
-    scoring.write_lists(run, path, ids, lists_table(lists, np.array([[3.0, 1, 9], [9, 9, 9], [2, 1, 0]], np.float32)))
+    path = predictions.predictions_path(run, SystemName.SASREC)
+    predictions.write_lists(
+        run, path, ids, lists_table(lists, np.array([[3.0, 1, 9], [9, 9, 9], [2, 1, 0]], np.float32))
+    )
     table = pq.read_table(path)
     assert table.schema == c.LISTS_SCHEMA
     assert table.to_pydict() == {
@@ -188,12 +190,12 @@ def test_a_file_of_lists_says_what_was_held_out(tmp_path: Path) -> None:
     found, held_out = next_item.read_lists(run, SystemName.SASREC)
     assert found.tolist() == lists.tolist() and held_out.items.tolist() == [7, 11, 10] and len(held_out) == 3
     marked = lists_table(lists).append_column("row", pa.array(ids))  # as it comes from the actors
-    scoring.write_lists(run, path, ids, marked)
+    predictions.write_lists(run, path, ids, marked)
     assert pq.read_table(path).schema == c.LISTS_SCHEMA
     assert pq.read_table(path)["scores"].to_pylist() == [None] * 3
 
 
 def test_the_caption_speaks_of_sessions(tmp_path: Path) -> None:
-    assert scoring.describe_sample(prepared_run(tmp_path)) == "all 10 of 10 test sessions; the same for every system"
+    assert sample.describe_sample(prepared_run(tmp_path)) == "all 10 of 10 test sessions; the same for every system"
     some = prepared_run(tmp_path / "some", {"evaluation.users": 4})
-    assert scoring.describe_sample(some).startswith("a fixed, seeded sample: 4 of 10 test sessions")
+    assert sample.describe_sample(some).startswith("a fixed, seeded sample: 4 of 10 test sessions")

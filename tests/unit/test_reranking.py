@@ -18,7 +18,7 @@ from rayrec.data.collate import Cut, collate
 from rayrec.data.rows import RowSource
 from rayrec.data.tokenise import load_tokenizer, open_encoder
 from rayrec.errors import InputError
-from rayrec.evaluation import scoring
+from rayrec.evaluation import predictions, sample, scoring
 from rayrec.evaluation.scorer import ASKED, BATCHES
 from rayrec.ranking import Reranker, candidate_table
 from rayrec.recommendation.plan import make_plan
@@ -57,8 +57,8 @@ def run_of(folder: Path, tiny: Path, **changes: Any) -> Run:
 def lists_of(run: Run, *systems: SystemName) -> list[pd.DataFrame]:
     scoring.score_systems(run, systems)
     for system in systems:
-        assert pq.read_schema(scoring.predictions_path(run, system)) == c.LISTS_SCHEMA
-    return [scoring.read_predictions(run, system).set_index(c.USER_ID) for system in systems]
+        assert pq.read_schema(predictions.predictions_path(run, system)) == c.LISTS_SCHEMA
+    return [predictions.read_predictions(run, system).set_index(c.USER_ID) for system in systems]
 
 
 @torch.no_grad()
@@ -105,9 +105,9 @@ def test_some_sessions_are_asked_the_same_whoever_else_is(tiny: Path, tmp_path: 
         encoder, ours = lists_of(run, SASREC, SASRECLLM)
         rows[sessions] = {user: row.tolist() for user, row in ours[c.RANKED].items()}
         assert [*encoder.index] == [*range(len(SESSIONS))]
-        assert scoring.judged_rows(run, SASRECLLM, scoring.test_sample(run)).tolist() == [*rows[sessions]]
+        assert sample.judged_rows(run, SASRECLLM, sample.test_sample(run)).tolist() == [*rows[sessions]]
         exception = f" but SASRecLLM ({sessions} of them)" if sessions else ""
-        assert scoring.describe_judged(run) == f"all 10 of 10 test sessions; the same for every system{exception}"
+        assert sample.describe_judged(run) == f"all 10 of 10 test sessions; the same for every system{exception}"
     assert [*map(len, rows.values())] == [3, 6, 10]
     for few, more in ((3, 6), (6, None)):
         assert rows[few].items() <= rows[more].items()

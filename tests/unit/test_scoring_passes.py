@@ -23,7 +23,7 @@ from rayrec.data.beside import Beside
 from rayrec.data.collate import common_start
 from rayrec.data.tokenise import encoded_rows, load_tokenizer, open_encoder, prompt_rows
 from rayrec.errors import InputError
-from rayrec.evaluation import scoring
+from rayrec.evaluation import predictions, scoring
 from rayrec.evaluation.scorer import ASKED, BATCHES
 from rayrec.models.sasrecllm import SASRecLLM
 from rayrec.run import Run
@@ -79,7 +79,7 @@ def click_run(folder: Path, tiny: Path, changes: dict[str, Any] | None = None) -
 
 def scores_of(run: Run, *systems: SystemName) -> dict[SystemName, np.ndarray]:
     scoring.score_systems(run, systems)
-    return {system: scoring.read_predictions(run, system)[c.SCORE].to_numpy() for system in systems}
+    return {system: predictions.read_predictions(run, system)[c.SCORE].to_numpy() for system in systems}
 
 
 @pytest.fixture
@@ -157,11 +157,11 @@ def test_an_evaluation_that_goes_on_finds_the_same_bits(tiny: Path, tmp_path: Pa
     whole = scores_of(run, TALLREC, SASREC, SASRECLLM)
     for system in (TALLREC, SASRECLLM):
         calls.clear()
-        written = storage.read_bytes(scoring.predictions_path(run, system))
-        Path(scoring.predictions_path(run, system)).unlink()
+        written = storage.read_bytes(predictions.predictions_path(run, system))
+        Path(predictions.predictions_path(run, system)).unlink()
         again = scores_of(run, TALLREC, SASREC, SASRECLLM)
         assert [asked for asked, _ in calls] == [BOTH]
-        assert storage.read_bytes(scoring.predictions_path(run, system)) == written
+        assert storage.read_bytes(predictions.predictions_path(run, system)) == written
         assert all(np.array_equal(again[one], whole[one]) for one in whole)
     calls.clear()
     scores_of(run, TALLREC, SASREC, SASRECLLM)
@@ -179,10 +179,10 @@ def test_floors_are_written_while_the_others_score(
 
     def write(run: Run, split: str, path: str, *given: Any) -> None:
         write_scores(run, split, path, *given)
-        if path == scoring.predictions_path(run, SASREC):
+        if path == predictions.predictions_path(run, SASREC):
             scored.set()
 
-    write_scores = scoring.write_scores
+    write_scores = predictions.write_scores
     monkeypatch.setattr(scoring, "floor_scores", floor)
     monkeypatch.setattr(scoring, "write_scores", write)
     assert scores_of(run, BIAS, SASREC)[BIAS].tolist() == [0.3] * len(SESSIONS)
@@ -198,8 +198,8 @@ def test_what_a_floor_cannot_do_is_told(tiny: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(scoring, "floor_scores", floor)
     with pytest.raises(InputError, match="no such rows"):
         scores_of(run, BIAS, SASREC)
-    assert storage.exists(scoring.predictions_path(run, SASREC))
-    assert not storage.exists(scoring.predictions_path(run, BIAS))
+    assert storage.exists(predictions.predictions_path(run, SASREC))
+    assert not storage.exists(predictions.predictions_path(run, BIAS))
 
 
 def test_a_lora_that_went_on_learning_is_another_model(tiny: Path, tmp_path: Path, calls: Calls) -> None:

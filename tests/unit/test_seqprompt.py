@@ -15,7 +15,7 @@ from left_out import ITEMS, SESSIONS
 
 from rayrec.data import columns as c
 from rayrec.errors import InputError
-from rayrec.evaluation import scoring
+from rayrec.evaluation import predictions, sample, scoring
 from rayrec.models.reductions import Rows, unit_length
 from rayrec.next_item import generation, seqprompt
 from rayrec.next_item.generation import GenerationJob
@@ -73,7 +73,7 @@ def trained(run: Run) -> Run:
 
 def score(run: Run) -> dict[int, dict[str, Any]]:
     scoring.score_systems(run, [PROMPT])
-    table = pq.read_table(scoring.predictions_path(run, PROMPT))
+    table = pq.read_table(predictions.predictions_path(run, PROMPT))
     assert table.schema == c.ANSWERS_SCHEMA
     return {row["user_id"]: row for row in table.to_pylist()}
 
@@ -105,7 +105,7 @@ def test_what_is_said_becomes_items(
 def test_a_killed_pass_asks_nobody_twice(speaker: Speaker, tiny: Path, tmp_path: Path) -> None:
     run = trained(asked_run(tmp_path, tiny, Form.GENLIST, k=4))
     found = score(run)
-    Path(scoring.predictions_path(run, PROMPT)).unlink()
+    Path(predictions.predictions_path(run, PROMPT)).unlink()
     blocks = sorted((tmp_path / "store" / "answers").rglob("*.parquet"))
     assert len(blocks) == 4  # ten sessions, three at a time
     blocks[1].unlink()
@@ -117,12 +117,12 @@ def test_some_sessions_are_asked(speaker: Speaker, tiny: Path, tmp_path: Path) -
     for sessions in (3, 6, None):
         run = trained(asked_run(tmp_path / str(sessions), tiny, Form.GENLIST, k=4, sessions=sessions))
         rows[sessions] = score(run)
-        assert scoring.judged_rows(run, SystemName.SASREC, np.arange(10)).tolist() == [*range(10)]
-        assert scoring.judged_rows(run, PROMPT, scoring.test_sample(run)).tolist() == [*rows[sessions]]
+        assert sample.judged_rows(run, SystemName.SASREC, np.arange(10)).tolist() == [*range(10)]
+        assert sample.judged_rows(run, PROMPT, sample.test_sample(run)).tolist() == [*rows[sessions]]
         exception = f" but LLMSeqPrompt ({sessions} of them)" if sessions else ""
         everyone = "all 10 of 10 test sessions; the same for every system"
-        assert scoring.describe_judged(run) == f"{everyone}{exception}"
-        assert scoring.describe_sample(run) == everyone  # an experiment's own systems are not the run's
+        assert sample.describe_judged(run) == f"{everyone}{exception}"
+        assert sample.describe_sample(run) == everyone  # an experiment's own systems are not the run's
     assert [*map(len, rows.values())] == [3, 6, 10]
     for few, more in ((3, 6), (6, None)):  # the answers of a session do not depend on who else is asked
         assert rows[few].items() <= rows[more].items()
