@@ -1,14 +1,13 @@
 """How good scored rows are, and how sure that is: arrays in, numbers out. Knows neither torch nor Ray."""
 
 from rayrec.metrics.bins import quantile_bin, reliability
+from rayrec.metrics.bootstrap import Difference, Estimate
 from rayrec.metrics.folds import mean_of_folds, pooled_deviation
 from rayrec.metrics.pointwise import METRICS
 from rayrec.metrics.ranking import SESSION_METRICS, answer_shares, catalogue_coverage, session_metrics
 from rayrec.metrics.session_bootstrap import session_differences, session_estimates
 from rayrec.metrics.significance import (
     SLICES,
-    Difference,
-    Estimate,
     Resampled,
     evaluate,
     evaluate_slices,

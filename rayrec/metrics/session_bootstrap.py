@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from rayrec.metrics.bootstrap import Difference, Estimate, difference, drawn_weights, interval
 from rayrec.metrics.pointwise import FloatArray
-from rayrec.metrics.significance import Difference, Estimate, _difference, _interval, _user_weights
 
 
 def session_estimates(values: Mapping[str, FloatArray], *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
@@ -25,7 +25,7 @@ def session_estimates(values: Mapping[str, FloatArray], *, resamples: int = 1000
         ValueError: there is no session, or the metrics have not equally many.
     """
     means, draws = _means(values), _draws(values, resamples, seed)
-    return {name: Estimate(means[name], *_interval(draws[name])) for name in values}
+    return {name: Estimate(means[name], *interval(draws[name])) for name in values}
 
 
 def session_differences(
@@ -42,7 +42,7 @@ def session_differences(
         raise ValueError("a paired difference needs both systems on the same sessions")
     paired = {name: values[name] - other[name] for name in values}
     means, draws = _means(paired), _draws(paired, resamples, seed)
-    return {name: _difference(means[name], draws[name]) for name in values}
+    return {name: difference(means[name], draws[name]) for name in values}
 
 
 def _means(values: Mapping[str, FloatArray]) -> dict[str, float]:
@@ -57,5 +57,5 @@ def _draws(values: Mapping[str, FloatArray], resamples: int, seed: int) -> dict[
     sessions = len(table)
     if sessions < 2:  # every resample would be the same: an interval of width 0 that means nothing
         return {name: np.empty(0) for name in values}
-    means = np.vstack([weights @ table / sessions for weights in _user_weights(sessions, sessions, resamples, seed)])
+    means = np.vstack([weights @ table / sessions for weights in drawn_weights(sessions, sessions, resamples, seed)])
     return dict(zip(values, means.T, strict=True))

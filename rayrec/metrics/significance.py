@@ -2,19 +2,19 @@
 
 Rows of one user are not independent, so whole users are drawn, with replacement (the cluster bootstrap). A resample
 is a weight for each user: how often it was drawn. AUC needs the rows, pre-sorted by score; UAUC weights the
-users' own AUCs; everything else is a matrix product with per-user sums. Intervals are 95% percentile intervals:
-Efron & Tibshirani, An Introduction to the Bootstrap (1993), sections 13.3 (interval) and 16.4 (test).
+users' own AUCs; everything else is a matrix product with per-user sums.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from rayrec.metrics.bootstrap import Difference, Estimate, difference, drawn_weights, interval
 from rayrec.metrics.pointwise import (
     METRICS,
     FloatArray,
@@ -27,25 +27,6 @@ from rayrec.metrics.pointwise import (
 )
 
 SLICES: Final = ("all", "warm", "cold", "strict_cold")
-_PERCENTILES: Final = (2.5, 97.5)
-_BLOCK: Final = 2**21  # numbers held per block of resamples: 16 MB
-
-
-class Estimate(NamedTuple):
-    """A value and its 95% interval; NaN where undefined (one class only) or, for the interval, with one user only."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Difference(NamedTuple):
-    """A paired difference, its 95% interval and the two-sided bootstrap p of "no difference"."""
-
-    value: float
-    low: float
-    high: float
-    p: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +101,7 @@ class Resampled:
 
     def estimate(self, name: str) -> Estimate:
         """A metric with its 95% interval over users."""
-        return Estimate(self.values[name], *_interval(self.draws[name]))
+        return Estimate(self.values[name], *interval(self.draws[name]))
 
 
 def evaluate(
@@ -234,7 +215,7 @@ def resampled_mean(
     scored = [_Scored.of(index, labels, _checked(users, labels, score)[2], cutoff=cutoff) for score in scores]
     draws: dict[str, list[FloatArray]] = {name: [np.empty(0)] for name in METRICS}
     if len(names) > 1:  # else every resample would be the same: an interval of width 0 that means nothing
-        for weights in _user_weights(len(drawn), len(index), resamples, seed):
+        for weights in drawn_weights(len(drawn), len(index), resamples, seed):
             each = [one.under(weights.take(at, axis=1)) for one in scored]
             for name in METRICS:
                 draws[name].append(np.mean([found[name] for found in each], axis=0))
@@ -259,7 +240,7 @@ def pooled_difference(system: Resampled, other: Resampled) -> dict[str, Differen
     result = {}
     for name in METRICS:
         first, second = _equally_many(system, other, name)
-        result[name] = _difference(system.values[name] - other.values[name], first - second)
+        result[name] = difference(system.values[name] - other.values[name], first - second)
     return result
 
 
@@ -275,7 +256,7 @@ def relative_change(system: Resampled, other: Resampled) -> dict[str, Estimate]:
     for name in METRICS:
         first, second = _equally_many(system, other, name)
         value = _quotient(np.array([system.values[name]]), np.array([other.values[name]]))
-        result[name] = Estimate(float(value[0]) - 1, *_interval(_quotient(first, second) - 1))
+        result[name] = Estimate(float(value[0]) - 1, *interval(_quotient(first, second) - 1))
     return result
 
 
@@ -301,16 +282,6 @@ def _checked(
     return users.astype(np.int64), labels.astype(np.int64), scores
 
 
-def _user_weights(users: int, rows: int, resamples: int, seed: int) -> Iterator[FloatArray]:
-    """Blocks of shape (some resamples, users): how often each user was drawn; the same for blocks of any size."""
-    generator = np.random.default_rng(seed)
-    block = max(1, _BLOCK // rows)
-    for start in range(0, resamples, block):
-        size = min(block, resamples - start)
-        drawn = generator.integers(users, size=(size, users)) + users * np.arange(size)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=size * users).reshape(size, users).astype(np.float64)
-
-
 def _weighted_uauc(weights: FloatArray, per_user: FloatArray) -> FloatArray:
     counts = ~np.isnan(per_user)
     if counts.sum() < 2:
@@ -323,22 +294,6 @@ def _quotient(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
     quotient: FloatArray = np.full(numerator.shape, np.nan)
     np.divide(numerator, denominator, out=quotient, where=denominator > 0)
     return quotient
-
-
-def _interval(draws: FloatArray) -> tuple[float, float]:
-    defined = draws[~np.isnan(draws)]  # a resample may lack a class
-    if not len(defined):
-        return float("nan"), float("nan")
-    low, high = np.percentile(defined, _PERCENTILES)
-    return float(low), float(high)
-
-
-def _difference(value: float, draws: FloatArray) -> Difference:
-    defined = draws[~np.isnan(draws)]
-    if not len(defined):
-        return Difference(value, *_interval(draws), float("nan"))
-    tail = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    return Difference(value, *_interval(draws), min(1.0, 2 * (1 + tail) / (1 + len(defined))))
 
 
 def _plain(estimate: Estimate) -> dict[str, float | None]:

@@ -200,7 +200,7 @@ def test_bootstrap_is_seeded() -> None:
 def test_bootstrap_does_not_depend_on_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = rows(500, 41, seed=1)
     whole = evaluate(*arrays, resamples=100)
-    monkeypatch.setattr("rayrec.metrics.significance._BLOCK", 3500)  # 7 resamples a block
+    monkeypatch.setattr("rayrec.metrics.bootstrap._BLOCK", 3500)  # 7 resamples a block
     for name, estimate in evaluate(*arrays, resamples=100).items():
         assert estimate == pytest.approx(whole[name], abs=1e-12)
 
