@@ -66,7 +66,7 @@ def validation_sample(run: Run, stage: StageName) -> Ids:
 
 
 def says_answers(system: SystemName) -> bool:
-    """In words."""
+    """It answers in words, from which its lists are made."""
     reads = SYSTEMS[system].reads
     return reads is not None and reads.answers
 
