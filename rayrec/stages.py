@@ -237,19 +237,19 @@ _OF_FORWARDS = tuple(loss for loss, spec in LOSSES.items() if spec.needs in {"",
 ENCODERS = MappingProxyType(
     {
         EncoderKind.SASREC: EncoderSpec(
-            title="SASRec", reads=frozenset({"blocks", "heads", "dropout", "history"}), losses=_OF_FORWARDS
+            title="SASRec", reads=frozenset({"blocks", "heads", "dropout", "history", "centred"}), losses=_OF_FORWARDS
         ),
         EncoderKind.MF: EncoderSpec(title="MF", reads=frozenset()),
         EncoderKind.NEUMF: EncoderSpec(title="NeuMF", reads=frozenset({"dropout"})),
         EncoderKind.GRU: EncoderSpec(
             title="GRU",
-            reads=frozenset({"dropout", "history"}),
+            reads=frozenset({"dropout", "history", "centred"}),
             losses=_OF_FORWARDS,
             title_of_next_items="GRU4Rec",
         ),
         EncoderKind.BERT4REC: EncoderSpec(
             title="BERT4Rec",
-            reads=frozenset({"blocks", "heads", "dropout", "mask"}),
+            reads=frozenset({"blocks", "heads", "dropout", "mask", "centred"}),
             losses=(Loss.LABEL_BCE, Loss.CLOZE),
         ),
     }

@@ -21,6 +21,8 @@ from rayrec.config import Config
 from rayrec.config.training import TuneLoraConfig
 from rayrec.models.answers import answer_words
 from rayrec.models.checkpoints import quiet_transformers
+from rayrec.models.encoder import SequenceEncoder
+from rayrec.models.factors import Factors
 from rayrec.models.objectives import Objective
 from rayrec.models.sasrecllm import ModelShape, SASRecLLM, build, calibrate_mapper, trainable
 from rayrec.stages import EncoderKind, Loss, Part
@@ -49,7 +51,7 @@ class Case:
     steps: int = STEPS
     kind: EncoderKind = EncoderKind.SASREC
     alone: bool = False  # no prompts: the encoder's own score
-    more: bool = False  # rated histories, scores that start from the feature floor's, a mapper that reads its features
+    more: bool = False  # rated histories, offsets, features of the floor, and two centred encoders that answer as one
     answers: bool = False  # in words
 
 
@@ -71,13 +73,14 @@ OF_A_KIND = {
 
 def config(zero: int, precision: str, kind: EncoderKind = EncoderKind.SASREC, *, more: bool = False) -> Config:
     offset = {"offset": "feature_floor"} if more else {}
+    of_encoder = offset | ({"history": "rated", "centred": True, "members": 2} if more else {})
     low = "bf16" if precision == NF4 else precision
     return Config.model_validate(
         {
             "engine": {"precision": low, "zero_stage": zero, "gradient_clipping": CLIPPING},
             "backbone": {"quantised": NF4 if precision == NF4 else None},
             "cluster": {"gpus_per_worker": int(precision in {"fp16", NF4})},
-            "encoder": OF_A_KIND[kind] | {"kind": kind} | offset | ({"history": "rated"} if more else {}),
+            "encoder": OF_A_KIND[kind] | {"kind": kind} | of_encoder,
             "mapper": offset | ({"features": "feature_floor"} if more else {}),
             "lora": {"dropout": 0.0},
         }
@@ -100,7 +103,11 @@ def model(
     built = build(of, shape, parts=set(Part), with_backbone=True, speaks=speaks)
     for parameter in built.parts()[Part.LORA].values():
         torch.nn.init.normal_(parameter, std=0.05)
-    torch.nn.init.normal_(built.encoder.item.weight, std=1.0)  # type: ignore[union-attr]
+    for module in built.modules():
+        if isinstance(module, (SequenceEncoder, Factors)):
+            torch.nn.init.normal_(module.item.weight, std=1.0)
+        if isinstance(module, SequenceEncoder) and more:
+            module.centre_on(torch.linspace(0, 2, ITEMS + 1).softmax(0))
     calibrate_mapper(built)
     return built
 

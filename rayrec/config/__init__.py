@@ -177,7 +177,13 @@ class Config(Section):
                 f"stages.{name}.loss: {loss} needs {LOSSES[loss].needs}, and {kind} does not;"
                 f" use {' or '.join(ENCODERS[kind].losses_of(self.data.task))}"
             )
-        if self.encoder.offset and name is StageName.PRETRAIN_ENCODER and loss is not Loss.LABEL_BCE:
+        if name is not StageName.PRETRAIN_ENCODER or loss is Loss.LABEL_BCE:
+            return
+        if self.encoder.members > 1:
+            raise ValueError(
+                f"encoder.members: {loss} teaches a single encoder; use stages.{name}.loss label_bce, or leave it out"
+            )
+        if self.encoder.offset:
             raise ValueError(
                 f"encoder.offset: {loss} does not learn from scores, so the offset would stay alone; use"
                 f" stages.{name}.loss label_bce, or leave it out"
@@ -211,6 +217,8 @@ _YOUNGER = (
     "encoder.history",
     "encoder.mask",
     "encoder.offset",
+    "encoder.centred",
+    "encoder.members",
     "mapper.offset",
     "mapper.features",
     "fast.kept_prefixes_gb",

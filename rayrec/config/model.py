@@ -39,6 +39,8 @@ class EncoderConfig(Section):
     # so that all kinds see the same batches in the same order.
     max_len: PositiveInt | Literal["auto"] = "auto"
     offset: Offset | None = None  # of the encoder's own score; what the mapper reads has none
+    centred: bool = False  # sasrec, gru, bert4rec: own scores count from that of the training rows' mean item
+    members: PositiveInt = 1  # encoders that learn each for itself and answer by their mean: `rayrec.models.averaged`
     initial: InitialConfig | None = None  # None: the items' vectors are drawn
 
     @model_validator(mode="after")
@@ -47,11 +49,20 @@ class EncoderConfig(Section):
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
         if self.kind is EncoderKind.NEUMF and self.width % _TOWER:
             raise ValueError(f"width {self.width} is not divisible by {_TOWER}: neumf halves it three times")
+        if self.centred and self.offset is None:
+            raise ValueError(
+                "centred says which items a user likes more, not how freely: it needs an offset, which does"
+            )
         for key in _OWN:
             default = type(self).model_fields[key].default
             if key not in ENCODERS[self.kind].reads and getattr(self, key) != default:
                 raise ValueError(f"{self.kind} does not read {key}; leave it out, or at its default, {default}")
         return self
+
+    @property
+    def vector_width(self) -> int:
+        """Of what the mapper reads: all members' vectors beside each other."""
+        return self.width * self.members
 
 
 class MapperConfig(Section):

@@ -1,4 +1,4 @@
-"""What prepared next items say of a catalogue: the sessions that train, and what its items are called."""
+"""What prepared rows say of a catalogue: what is asked about, the sessions that train, what its items are called."""
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,14 @@ def training_counts(folder: str) -> Index:
     """Events of each item in training, by id; shape (items + 1,)."""
     items = len(open_table(storage.join(folder, "items.parquet")))
     return training_sessions(folder).counts(items)
+
+
+def target_shares(folder: str) -> NDArray[np.float32]:
+    """Each item's share of the training rows, by id; shape (items + 1,)."""
+    items = len(open_table(storage.join(folder, "items.parquet")))
+    targets = open_table(storage.join(folder, "train.parquet"))[c.ITEM_ID].to_numpy()
+    shares: NDArray[np.float32] = (np.bincount(targets, minlength=items + 1) / len(targets)).astype(np.float32)
+    return shares
 
 
 def item_names(folder: str) -> list[str | None]:

@@ -98,6 +98,9 @@ def _notes(run: Run) -> list[str]:
         starting = " and ".join(named[system] for system, offset in offsets.items() if offset == start)
         if starting:
             notes.append(f"Scores of {starting} start from those of {owner}, and learn how much to add.")
+    if config.encoder.members > 1:
+        each = f"{config.encoder.members} encoders that learned each for itself"
+        notes.append(f"{named[SystemName.SASREC]} is {each}; its score is the mean of theirs.")
     if config.mapper.features:
         notes.append(f"The item's soft tokens tell {named[SystemName.SASRECLLM]} the feature floor's features, too.")
     if config.data.dataset == "synthetic":

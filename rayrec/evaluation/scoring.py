@@ -175,6 +175,7 @@ def scoring_job(run: Run, spec: SystemSpec) -> ScoringJob:
     return ScoringJob(
         config=run.config,
         facts=run.facts,
+        data=run.data.folder,
         parts={part: folders[part] for part in spec.parts & folders.keys()},  # a stage may go without one
         uses_backbone=spec.reads.uses_backbone,
     )

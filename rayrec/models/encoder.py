@@ -37,6 +37,10 @@ class Encoder(nn.Module, ABC):
         own_B = self.own_score(batch)
         return own_B if self.offset is None else self.offset(own_B, batch.floor_B)
 
+    def scores(self, batch: Batch) -> Tensor:
+        """Logits of all who learn from a row, each for itself, shape (M, B): here of one."""
+        return self.score(batch)[None]
+
     def own_score(self, batch: Batch) -> Tensor:
         """The same without an offset: the dot product of user and item vectors."""
         return (self.user_vectors(batch).float() * self.item_vectors(batch.item_B).float()).sum(-1)
@@ -54,6 +58,8 @@ class SequenceEncoder(Encoder):
     def __init__(self, config: EncoderConfig, *, items: int, max_len: int) -> None:
         super().__init__(config, items=items, max_len=max_len)
         self.label = nn.Embedding(3, config.width, padding_idx=0) if config.history is History.RATED else None
+        self.share_V: Tensor | None  # of the training rows, by item; the data says it, so no part holds it
+        self.register_buffer("share_V", torch.zeros(items + 1) if config.centred else None, persistent=False)
 
     def draw(self, *tables: nn.Embedding) -> None:
         """Initial values of the item table and other ``tables``; padding is zero."""
@@ -77,6 +83,23 @@ class SequenceEncoder(Encoder):
 
         ``label_BL`` are those of a history of rated items: 1 disliked, 2 liked, 0 padding.
         """
+
+    def centre_on(self, share_V: Tensor) -> None:
+        """Tell a centred encoder which items training rows ask about; shape (items + 1,), the sum is 1."""
+        assert self.share_V is not None
+        self.share_V.copy_(share_V)
+
+    def own_score(self, batch: Batch) -> Tensor:
+        """The dot product; centred, how far it is above that with the mean item of the training rows.
+
+        What a user's vector would add to every item alike, how freely the user likes, is then left to the offset.
+        """
+        if self.share_V is None:
+            return super().own_score(batch)
+        every_V = torch.arange(len(self.share_V), device=self.share_V.device)
+        mean_D = self.share_V @ self.item_vectors(every_V).float()
+        item_BD = self.item_vectors(batch.item_B).float() - mean_D
+        return (self.user_vectors(batch).float() * item_BD).sum(-1)
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """Shape (B, D)."""

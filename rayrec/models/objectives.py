@@ -20,8 +20,13 @@ from rayrec.stages import Loss
 
 
 def label_bce(model: SASRecLLM, batch: Batch) -> Tensor:
-    """Binary cross-entropy of each row's logit against its label: equation 14; no sampled negatives."""
-    return F.binary_cross_entropy_with_logits(model(batch), batch.label_B)
+    """Binary cross-entropy of each row's logit against its label: equation 14; no sampled negatives.
+
+    Of an encoder with members it is their mean: none learns to lean on another.
+    """
+    encoder = model.encoder if batch.prompt is None else None
+    logit_MB = encoder.scores(batch) if encoder is not None else model(batch)[None]
+    return F.binary_cross_entropy_with_logits(logit_MB, batch.label_B.expand_as(logit_MB))
 
 
 def next_item(model: SASRecLLM, batch: Batch) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rayrec.batch import Batch, Prompt, SplitPrompt
 from rayrec.config import Config
 from rayrec.config.model import EncoderConfig
+from rayrec.models.averaged import Averaged
 from rayrec.models.backbone import Backbone, Prefixes
 from rayrec.models.bert4rec import BERT4Rec
 from rayrec.models.encoder import Encoder
@@ -164,7 +165,13 @@ class ModelShape:
 
 
 def build_encoder(config: EncoderConfig, shape: ModelShape) -> Encoder:
-    """A fresh encoder of the configured kind; it draws its initial weights."""
+    """A fresh encoder of the configured kind, of one member or more; it draws its initial weights."""
+    if config.members == 1:
+        return _build_one(config, shape)
+    return Averaged(config, partial(_build_one, config, shape), items=shape.items, max_len=shape.max_len)
+
+
+def _build_one(config: EncoderConfig, shape: ModelShape) -> Encoder:
     if config.kind is EncoderKind.MF:
         return MF(config, users=shape.users, items=shape.items, max_len=shape.max_len)
     if config.kind is EncoderKind.NEUMF:
@@ -203,7 +210,7 @@ def build(
     mapper = None
     if Part.MAPPER in parts:
         assert backbone is not None
-        mapper = Mapper(config.mapper, width=config.encoder.width, hidden=backbone.hidden)
+        mapper = Mapper(config.mapper, width=config.encoder.vector_width, hidden=backbone.hidden)
     return SASRecLLM(encoder, mapper, backbone)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from rayrec.config import Config
 from rayrec.config.training import Precision
+from rayrec.data.catalogue import target_shares
 from rayrec.data.prompts import resolve_answers
 from rayrec.data.tokenise import load_tokenizer
 from rayrec.data.vectors import read_vectors
@@ -56,6 +57,8 @@ def stage_model(job: StageJob) -> SASRecLLM:
     )
     if job.initial:
         _start_from_names(model, job.initial)
+    if job.config.encoder.centred:
+        _centre(model, job.data)
     for part, folder in sorted(job.origins.items()):
         load_part(folder, part, model)
     if Part.MAPPER in job.parts and Part.MAPPER not in job.origins:
@@ -73,12 +76,22 @@ def _start_from_names(model: SASRecLLM, folder: str) -> None:
         table.copy_(initial_table(table, read_vectors(folder)))
 
 
+def _centre(model: SASRecLLM, folder: str) -> None:
+    """Tell the encoders of ``model`` what the prepared data in ``folder`` asks about."""
+    encoders = [module for module in model.modules() if isinstance(module, SequenceEncoder)]
+    if encoders:
+        share_V = torch.from_numpy(target_shares(folder))
+        for encoder in encoders:
+            encoder.centre_on(share_V)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoringJob:
     """A system to score with, as plain data."""
 
     config: Config
     facts: DataFacts
+    data: str  # folder of the prepared data
     parts: Mapping[Part, str]  # part -> folder
     uses_backbone: bool
 
@@ -94,6 +107,8 @@ def scoring_model(job: ScoringJob) -> SASRecLLM:
     model = build(job.config, shape, parts=job.parts.keys(), with_backbone=job.uses_backbone)
     for part, folder in sorted(job.parts.items()):
         load_part(folder, part, model)
+    if job.config.encoder.centred:
+        _centre(model, job.data)
     if merges_lora(job.config) and model.backbone and Part.LORA in job.parts:
         merge_lora(model.backbone)
     if job.uses_backbone:

@@ -12,6 +12,7 @@ from engines import CLIPPING, CUT, STAGE, STEPS, ZERO, Case, batch_of, load, mod
 from torch import Tensor
 
 from rayrec.batch import Batch, Prompt
+from rayrec.models.averaged import Averaged
 from rayrec.models.sasrecllm import SASRecLLM, trainable
 from rayrec.models.tiny import write_tiny_llama
 from rayrec.stages import EncoderKind, Part
@@ -32,7 +33,7 @@ def of_other_encoders() -> list[Case]:
 
 
 def of_more() -> list[Case]:
-    """Rated histories and offsets: the weights of an offset are tensors of one number."""
+    """Rated histories, offsets, whose weights are tensors of one number, and encoders with members."""
     return [
         Case(f"more-{'alone' if alone else 'hybrid'}-zero{zero}", zero, trains=trains, alone=alone, more=True)
         for zero in ZERO
@@ -111,6 +112,10 @@ def plain_loop(folder: Path, case: Case) -> dict[str, Any]:
 
 
 def plain_loss(built: SASRecLLM, rows: Batch) -> Tensor:
+    if rows.prompt is None and isinstance(built.encoder, Averaged):
+        logits = [member.score(rows) for member in built.encoder.members]  # type: ignore[operator]
+        losses = [torch.nn.functional.binary_cross_entropy_with_logits(logit_B, rows.label_B) for logit_B in logits]
+        return torch.stack(losses).mean()
     if not isinstance(rows.prompt, Prompt) or rows.prompt.answer_at_B is None:
         return torch.nn.functional.binary_cross_entropy_with_logits(built(rows), rows.label_B)
     assert built.backbone is not None and built.backbone.word_loss is not None

@@ -32,6 +32,7 @@ def test_how_to_run_is_not_what_to_run(assignments: list[str]) -> None:
         "encoder.kind=gru",
         "encoder.history=rated",
         "encoder.offset=feature_floor",
+        "encoder.members=3",
         "mapper.tokens=2",
         "mapper.offset=feature_floor",
         "mapper.features=feature_floor",
@@ -82,6 +83,8 @@ def test_names_that_were_bound_before_a_setting_came_stay_bound() -> None:
         "encoder.history=liked",
         "encoder.mask=0.2",
         "encoder.offset=null",
+        "encoder.centred=false",
+        "encoder.members=1",
         "mapper.offset=null",
         "mapper.features=null",
     ]

@@ -95,6 +95,12 @@ def test_a_report_says_what_a_mapper_reads(tmp_path: Path) -> None:
     assert told not in clicks._notes(run(tmp_path / "plain", encoder={"kind": "gru"}))
 
 
+def test_a_report_says_who_answers_by_a_mean(tmp_path: Path) -> None:
+    told = "GRU is 3 encoders that learned each for itself; its score is the mean of theirs."
+    assert told in clicks._notes(run(tmp_path / "of", encoder={"kind": "gru", "members": 3}))
+    assert not any("learned each" in note for note in clicks._notes(run(tmp_path / "plain", encoder={"kind": "gru"})))
+
+
 def prepared(of: Run) -> None:
     """As if its data were prepared."""
     counts = {split: {"rows": 9} for split in ("train", "valid", "test")}

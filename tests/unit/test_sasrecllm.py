@@ -178,7 +178,7 @@ def test_a_scoring_model_casts_parameters_only(
     monkeypatch.setenv("RAYREC_CACHE", str(tmp_path))
     settings = config(engine={"precision": precision}, backbone={"sources": str(tiny)})
     facts = DataFacts(users=5, items=20, max_len=8, rows={})
-    made = scoring_model(ScoringJob(config=settings, facts=facts, parts={}, uses_backbone=True))
+    made = scoring_model(ScoringJob(config=settings, facts=facts, data="", parts={}, uses_backbone=True))
     assert {parameter.dtype for parameter in made.parameters()} == {dtype}
     assert made.backbone.answer_rows_2H.dtype is torch.float32
     assert made(batch(prompt([[5, 6], [7], [8, 9, 10]]))).dtype is torch.float32
