@@ -217,6 +217,7 @@ _YOUNGER = (
     "encoder.history",
     "encoder.mask",
     "encoder.offset",
+    "encoder.trust",
     "encoder.centred",
     "encoder.members",
     "mapper.offset",

@@ -39,6 +39,7 @@ class EncoderConfig(Section):
     # so that all kinds see the same batches in the same order.
     max_len: PositiveInt | Literal["auto"] = "auto"
     offset: Offset | None = None  # of the encoder's own score; what the mapper reads has none
+    trust: float = Field(1.0, gt=0, le=1)  # what its own score counts beside the offset, outside training
     centred: bool = False  # sasrec, gru, bert4rec: own scores count from that of the training rows' mean item
     members: PositiveInt = 1  # encoders that learn each for itself and answer by their mean: `rayrec.models.averaged`
     initial: InitialConfig | None = None  # None: the items' vectors are drawn
@@ -49,6 +50,10 @@ class EncoderConfig(Section):
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
         if self.kind is EncoderKind.NEUMF and self.width % _TOWER:
             raise ValueError(f"width {self.width} is not divisible by {_TOWER}: neumf halves it three times")
+        if self.trust != 1 and self.offset is None:
+            raise ValueError(
+                f"trust {self.trust} says what the encoder's own score counts beside an offset: it needs one"
+            )
         if self.centred and self.offset is None:
             raise ValueError(
                 "centred says which items a user likes more, not how freely: it needs an offset, which does"

@@ -22,7 +22,7 @@ class Encoder(nn.Module, ABC):
         """``items`` is the catalogue size without padding; ``max_len`` the longest history that a row brings."""
         super().__init__()
         self.items, self.max_len = items, max_len
-        self.offset = Offset() if config.offset else None
+        self.offset = Offset(config.trust) if config.offset else None
 
     @abstractmethod
     def user_vectors(self, batch: Batch) -> Tensor:

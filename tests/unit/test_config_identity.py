@@ -85,6 +85,7 @@ def test_names_that_were_bound_before_a_setting_came_stay_bound() -> None:
         "encoder.offset=null",
         "encoder.centred=false",
         "encoder.members=1",
+        "encoder.trust=1.0",
         "mapper.offset=null",
         "mapper.features=null",
     ]

@@ -135,6 +135,21 @@ def test_an_encoder_begins_at_the_floor(kind: EncoderKind, tiny: Path) -> None:
     torch.testing.assert_close(made(batch), own / 2 + 0.75 * torch.tensor(FLOORS) + 1 / 8)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", EncoderKind)
+def test_outside_training_an_encoder_is_trusted_as_far_as_is_said(kind: EncoderKind, tiny: Path) -> None:
+    torch.manual_seed(1)
+    tree = config(encoder=True, mapper=False, kind=kind).encoder.model_dump() | {"trust": 0.25}
+    made = build(Config.model_validate({"encoder": tree}), shape(tiny), parts={Part.ENCODER}, with_backbone=False)
+    assert made.encoder is not None
+    moved(made.encoder.offset)
+    batch, start = replace(rows(), prompt=None), 0.75 * torch.tensor(FLOORS) + 1 / 8
+    for trained, share in (({Part.ENCODER}, 1.0), ((), 0.25)):
+        made.set_mode(trained)
+        own = made.encoder.own_score(batch)
+        torch.testing.assert_close(made(batch), share * own / 2 + start)
+
+
 def on_its_encoder(tiny: Path, **encoder: Any) -> SASRecLLM:
     torch.manual_seed(0)
     tree = {"encoder": {"width": 16, "dropout": 0} | encoder, "mapper": {"offset": "encoder"}}
@@ -312,6 +327,8 @@ def test_the_plan_counts_them(stage: StageName, own: int, tiny: Path) -> None:
     ("tree", "message"),
     [
         ({"encoder": {"offset": "bias_floor"}}, "Input should be 'feature_floor'"),
+        ({"encoder": {"trust": 0.5}}, "trust 0.5 says what the encoder's own score counts beside an offset"),
+        ({"encoder": ON | {"trust": 1.5}}, "less than or equal to 1"),
         (
             {"encoder": ON, "stages": {"pretrain_encoder": {"loss": "next_item"}}},
             "encoder.offset: next_item does not learn from scores, .* use stages.pretrain_encoder.loss label_bce",
