@@ -264,7 +264,7 @@ def test_a_catalogue_of_one_item_has_no_other() -> None:
     ],
 )
 def test_label_bce_by_hand(logits: list[float], labels: list[float], loss: float) -> None:
-    rows = SimpleNamespace(label_B=torch.tensor(labels))
+    rows = SimpleNamespace(label_B=torch.tensor(labels), prompt="asked in words")
     assert float(label_bce(lambda _: torch.tensor(logits), rows)) == pytest.approx(loss, rel=1e-6)
 
 
