@@ -242,7 +242,8 @@ def assert_goes_on(expected: dict[str, Any], ours: dict[str, Any]) -> None:
     assert set(ours["end"]) == set(expected["end"])
     assert [key for key in ours["end"] if not torch.equal(ours["end"][key], expected["end"][key])] == []
     unmoved = [k for k in expected["end"] if torch.equal(expected["end"][k], expected["cut"][k])]
-    assert all("encoder.offset" in k for k in unmoved)  # the second half trains all that is read below the backbone
+    # The second half trains all that is read below the backbone.
+    assert all("encoder." in k and "offset." in k for k in unmoved)
 
 
 SAME = [name(zero, "fp32", 2, name(zero, "fp32", 2)) for zero in ZERO]
