@@ -11,12 +11,13 @@ from typing import Any
 
 from pydantic import Field, PositiveInt, model_validator
 
+from rayrec.config.cpu import has_bf16
 from rayrec.config.data import DataConfig
 from rayrec.config.model import ENCODER, BackboneConfig, EncoderConfig, LoraConfig, MapperConfig
 from rayrec.config.ranking import LLMSeqPromptConfig, NamesConfig, RankingConfig
 from rayrec.config.section import Section
 from rayrec.config.trackers import TrackersConfig
-from rayrec.config.training import ClusterConfig, EngineConfig, FastConfig, StagesConfig
+from rayrec.config.training import AUTO, ClusterConfig, EngineConfig, FastConfig, StagesConfig
 from rayrec.stages import ENCODERS, LOSSES, STAGES, History, Loss, Metric, Part, StageName, Task
 
 STORE = "store"  # folder beside the runs
@@ -55,6 +56,17 @@ class Config(Section):
     ranking: RankingConfig = RankingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     trackers: TrackersConfig = TrackersConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_precision(cls, tree: Any) -> Any:
+        """``auto`` is written, but a configuration holds what it came to, which decides the results."""
+        engine = tree.get("engine") if isinstance(tree, dict) else None
+        if not isinstance(engine, dict) or engine.get("precision") != AUTO:
+            return tree
+        cluster = tree.get("cluster")
+        on_gpus = isinstance(cluster, dict) and cluster.get("gpus_per_worker")
+        return tree | {"engine": engine | {"precision": "bf16" if on_gpus or has_bf16() else "fp32"}}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":

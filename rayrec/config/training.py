@@ -9,6 +9,7 @@ from rayrec.config.section import Section
 from rayrec.stages import LOSSES, STAGES, Loss, Metric, Part, StageName, Start, inherited
 
 Precision = Literal["fp32", "bf16", "fp16"]
+AUTO = "auto"  # written for a precision: bf16, but fp32 where workers have no GPU and this CPU no instructions for bf16
 _OF_LOSSES = sorted({key for spec in LOSSES.values() for key in spec.reads})  # settings that not every loss reads
 
 
