@@ -24,7 +24,7 @@ CASES = [
 def test_a_cpu_without_bf16_is_told_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     for precision, stages, has_bf16, told in CASES:
         caplog.clear()
-        monkeypatch.setattr(model, "has_bf16", lambda has=has_bf16: has)
+        monkeypatch.setattr(model, "_has_bf16", lambda has=has_bf16: has)
         with caplog.at_level(logging.WARNING):
             model.warn_of_slow_bf16(Config.model_validate({"engine": {"precision": precision}}), stages)
         assert ["this CPU has no instructions for it" in line for line in caplog.messages] == [True] * told
